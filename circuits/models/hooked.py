@@ -1,0 +1,331 @@
+"""`HookedModel`: one small interface over the models of TransformerLens.
+
+Five things can be done with it: run, run with patches, cache sites, take gradients at sites, and
+change a baseline run in many small ways at once (`resume`). Every hook is removed when a call
+returns or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuits.models.adapters import Adapter, ModelError, make_adapter
+from circuits.models.hooks import HookSet
+from circuits.models.memory import out_of_memory, rows_that_fit
+from circuits.models.patches import Patches, check_patches, hook_patches
+from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, split
+from circuits.sites import Site, SiteError, SiteKind
+from circuits.task import Inputs
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Values and gradients at sites.
+
+    metric: one value a row. values, gradients: per site [row, position, width]; the gradient is of
+    the sum of the metric over rows, so each row's is its own.
+    """
+
+    metric: Float[Tensor, " row"]
+    values: dict[Site, Tensor]
+    gradients: dict[Site, Tensor]
+
+
+class HookedModel:
+    """A language model whose sites can be read, patched and differentiated.
+
+    name: what was loaded. sha256: of its weights. tokenizer: the Hugging Face tokenizer (None for a
+    model without one). check: what `circuits.models.check` found when the model was loaded; while
+    it is None or says so, `resume` uses full forwards.
+    """
+
+    def __init__(self, model: Any, *, name: str, sha256: str = "", tokenizer: Any = None) -> None:
+        self.adapter: Adapter = make_adapter(model)
+        self.name = name
+        self.sha256 = sha256
+        self.tokenizer = tokenizer
+        self.check: Any = None
+        self.can_resume = True
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)  # halves the cost of a backward pass
+        self.module.eval()
+
+    @property
+    def module(self) -> nn.Module:
+        """The TransformerLens model itself."""
+        return self.adapter.module
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.adapter.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads a layer."""
+        return self.adapter.n_heads
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.adapter.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are (the embedding's, when they are on several devices)."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.module.parameters()).dtype
+
+    def require(self, kind: SiteKind) -> None:
+        """Raise `SiteError` when sites of this kind cannot be patched in this model."""
+        self.adapter.hook_point(Site(0, kind))
+        if kind == "resid_mid" and self.check is not None and not self.check.adds_up:
+            raise SiteError(
+                "resid_mid is patched through attn_out, but in this model resid_pre + attn_out is "
+                f"not the stream (off by {self.check.stream_error:.1%}). Use another site."
+            )
+
+    def has(self, kind: SiteKind) -> bool:
+        """Whether sites of this kind can be patched in this model."""
+        try:
+            self.require(kind)
+        except SiteError:
+            return False
+        return True
+
+    def _inputs(self, inputs: Inputs | Tensor) -> Inputs:
+        given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        embeddings = None if given.embeddings is None else given.embeddings.to(self.device)
+        return Inputs(given.tokens.to(self.device), given.slots, embeddings, given.recurrence)
+
+    def _hook_embeddings(self, hooks: HookSet, inputs: Inputs) -> None:
+        embeddings = inputs.embeddings
+        if embeddings is None:
+            return
+
+        def fill(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[:, list(inputs.slots)] = embeddings.to(x.dtype)
+            return x
+
+        hooks.on_output(self.adapter.embedding(), "embedding", fill)
+
+    @torch.no_grad()
+    def run(
+        self, inputs: Inputs | Tensor, patches: Sequence[Patches] = ()
+    ) -> Float[Tensor, "row vocab"]:
+        """Logits at the last position, with `patches` applied.
+
+        Raises `SiteError` for sites the model lacks and `PatchError` for patches that do not fit.
+        """
+        given = self._inputs(inputs)
+        n_rows, length = given.tokens.shape
+        check_patches(self.adapter, patches, n_rows, length)
+        with HookSet() as hooks:
+            self._hook_embeddings(hooks, given)
+            hook_patches(hooks, self.adapter, patches)
+            return self.adapter.forward(given.tokens)
+
+    @torch.no_grad()
+    def run_all_positions(self, inputs: Inputs | Tensor) -> Float[Tensor, "row position vocab"]:
+        """Logits at every position."""
+        given = self._inputs(inputs)
+        with HookSet() as hooks:
+            self._hook_embeddings(hooks, given)
+            return self.adapter.forward_all(given.tokens)
+
+    @torch.no_grad()
+    def cache(
+        self, inputs: Inputs | Tensor, sites: Sequence[Site], first: int = 0
+    ) -> tuple[Float[Tensor, "row vocab"], dict[Site, Float[Tensor, "row position width"]]]:
+        """Logits at the last position, and the activations at `sites` from position `first` on.
+
+        `z` is flattened over heads: width n_heads x d_head. Only what is asked for is kept.
+        """
+        given = self._inputs(inputs)
+        values: dict[Site, Tensor] = {}
+        with HookSet() as hooks:
+            self._hook_embeddings(hooks, given)
+            for site in dict.fromkeys(sites):
+                self._hook_store(hooks, site, values, first)
+            logits = self.adapter.forward(given.tokens)
+        return logits, values
+
+    def _hook_store(
+        self, hooks: HookSet, site: Site, values: dict[Site, Tensor], first: int
+    ) -> None:
+        def store(x: Tensor) -> None:
+            part = x.flatten(2)[:, first:]
+            # A slice would keep the whole tensor alive.
+            values[site] = part.clone() if first else part
+
+        hooks.on_output(self.adapter.hook_point(site), str(site), store)
+
+    def gradients(
+        self,
+        inputs: Inputs | Tensor,
+        sites: Sequence[Site],
+        metric: Callable[[Tensor], Tensor],
+    ) -> Gradients:
+        """Values at `sites` and the gradient of `metric` there, in one forward and one backward.
+
+        metric: from logits at the last position [row, vocab] to one value a row.
+        The gradient is that of the unchanged model. At resid_mid it is the gradient at attn_out:
+        on a Bridge the tensor at hook_resid_mid leads only into the MLP and not along the stream.
+        """
+        given = self._inputs(inputs)
+        leaves: dict[Site, Tensor] = {}
+        shown: dict[Site, Tensor] = {}
+        with HookSet() as hooks, torch.enable_grad():
+
+            def start(x: Tensor) -> Tensor:
+                embedded = x.clone()
+                if given.embeddings is not None:
+                    embedded[:, list(given.slots)] = given.embeddings.to(x.dtype)
+                # The graph begins here: nothing below has parameters with gradients.
+                return embedded.detach().requires_grad_()
+
+            hooks.on_output(self.adapter.embedding(), "embedding", start)
+            for site in dict.fromkeys(sites):
+                self._hook_leaf(hooks, site, leaves, shown)
+            logits = self.adapter.forward(given.tokens)
+            values = metric(logits)
+            if values.shape != logits.shape[:1]:
+                raise ModelError(
+                    f"the metric gave the shape {tuple(values.shape)} for {logits.shape[0]} rows: "
+                    "expected one value a row."
+                )
+            found = torch.autograd.grad(values.sum(), list(leaves.values()))
+        grads = {site: g.flatten(2) for site, g in zip(leaves, found, strict=True)}
+        return Gradients(values.detach(), {s: v.detach() for s, v in shown.items()}, grads)
+
+    def _hook_leaf(
+        self, hooks: HookSet, site: Site, leaves: dict[Site, Tensor], shown: dict[Site, Tensor]
+    ) -> None:
+        def keep(x: Tensor) -> None:
+            leaves[site] = x
+            shown.setdefault(site, x.flatten(2))
+
+        if site.kind != "resid_mid":
+            hooks.on_output(self.adapter.hook_point(site), str(site), keep)
+            return
+        attn_out = Site(site.layer, "attn_out")
+        hooks.on_output(self.adapter.hook_point(attn_out), str(attn_out), keep)
+
+        def show(x: Tensor) -> None:
+            shown[site] = x.flatten(2)
+
+        hooks.on_output(self.adapter.hook_point(site), str(site), show)
+
+    @torch.no_grad()
+    def baseline(self, inputs: Inputs | Tensor, first: int = 0) -> Baseline:
+        """Run once and keep what `resume` needs: the residual stream from position `first` on at
+        every layer, and all keys and values."""
+        given = self._inputs(inputs)
+        sites = [Site(layer, "resid_pre") for layer in range(self.n_layers)]
+        values: dict[Site, Tensor] = {}
+        with HookSet() as hooks:
+            self._hook_embeddings(hooks, given)
+            for site in sites:
+                self._hook_store(hooks, site, values, first)
+            logits, keys_values = self.adapter.forward_keeping(given.tokens)
+        return Baseline(given, first, [values[s] for s in sites], keys_values, logits)
+
+    @torch.no_grad()
+    def resume(
+        self,
+        baseline: Baseline,
+        pairs: Int[Tensor, " row"],
+        patches: Sequence[Patches],
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[Int[Tensor, " part"], Float[Tensor, "part vocab"]]]:
+        """Run every row's patches on its baseline prompt; yield (row numbers, logits) in parts.
+
+        pairs: for each row, the entry of the baseline it changes.
+        patches: `Patches.rows` count rows; positions count from the first token and must not lie
+            before `baseline.first`.
+        batch_size: most rows at once; None takes what fits into memory. Fewer are run after an
+            out-of-memory error, and the results do not depend on it beyond rounding.
+
+        Parts come in the order they are computed, and a row without patches gives the baseline's
+        own logits. Uses full forwards where resuming was found not to agree with them.
+        """
+        check_patches(self.adapter, patches, len(pairs), baseline.length)
+        if any(len(p.rows) and int(p.positions.min()) < baseline.first for p in patches):
+            raise ModelError(f"patches before position {baseline.first}, the baseline's first.")
+        patches = [
+            Patches(
+                p.site,
+                p.rows.to(self.device),
+                p.positions.to(self.device),
+                p.values.to(self.device),
+                None if p.heads is None else p.heads.to(self.device),
+                p.add,
+            )
+            for p in normalise(patches, self.n_layers)
+        ]
+        passes = plan(patches, len(pairs), baseline.length, self.n_layers)
+        touched = torch.zeros(len(pairs), dtype=torch.bool)
+        for one in passes:
+            touched[one.rows] = True
+        rest = (~touched).nonzero().squeeze(1)
+        if len(rest):
+            yield rest, baseline.logits[pairs[rest].to(self.device)]
+        limit = batch_size
+        for one in passes:
+            size = limit or self._rows_that_fit(one, baseline)
+            waiting = list(split(one, size))
+            while waiting:
+                part = waiting.pop(0)
+                try:
+                    logits = self._run_part(baseline, pairs, patches, part)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or len(part.rows) == 1:
+                        raise
+                    logits = None
+                if logits is None:  # outside of the except block, which holds on to the tensors
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    limit = max(1, len(part.rows) // 2)
+                    waiting = [s for p in [part, *waiting] for s in split(p, limit)]
+                    continue
+                yield part.rows, logits
+
+    def _run_part(
+        self,
+        baseline: Baseline,
+        pairs: Int[Tensor, " row"],
+        patches: Sequence[Patches],
+        part: Pass,
+    ) -> Float[Tensor, "row vocab"]:
+        if self.can_resume:
+            return run_pass(self.adapter, baseline, pairs, patches, part)
+        place = torch.full((len(pairs),), -1)
+        place[part.rows] = torch.arange(len(part.rows))
+        place = place.to(self.device)
+        mine = pairs[part.rows].to(self.device)
+        given = baseline.inputs
+        embeddings = None if given.embeddings is None else given.embeddings[mine]
+        local = [p for q in patches if (p := q.of_rows(place, 0)) is not None]
+        return self.run(Inputs(given.tokens[mine], given.slots, embeddings), local)
+
+    def _rows_that_fit(self, one: Pass, baseline: Baseline) -> int:
+        start = one.start if self.can_resume else 0
+        return rows_that_fit(
+            self.adapter,
+            baseline.length - start,
+            baseline.length,
+            baseline.logits.shape[1],
+            self.device,
+            self.dtype,
+        )

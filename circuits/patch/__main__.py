@@ -1,0 +1,5 @@
+"""`python -m circuits.patch` is `circuits patch`."""
+
+from circuits.cli import main
+
+main(["patch"])

@@ -1,0 +1,395 @@
+"""The sweep: every layer and position (or head) patched, one at a time, exactly.
+
+For each pair of prompts, with c the clean and k the corrupted one (denoising; noising swaps them):
+
+1. run c and keep its activations at the site, from the first differing position on;
+2. run k once and keep its residual stream, keys and values (`HookedModel.baseline`);
+3. for every cell, overwrite k's activation at that layer and position by c's and read the logits at
+   the last position (`HookedModel.resume`, which computes only what can change).
+
+Positions before the first difference have the same activations in both runs; patching them changes
+nothing, so their cells are the baseline itself and are not computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from circuits.errors import CircuitsError
+from circuits.metrics import (
+    Metric,
+    Targets,
+    clean_logprobs,
+    evaluate,
+    find_metric,
+    logit_difference,
+    recovery,
+)
+from circuits.models.hooked import HookedModel
+from circuits.models.patches import Patches
+from circuits.patch.ability import CannotDo, assess
+from circuits.patch.result import PatchResult
+from circuits.prompts import PairGroup, PromptPairs
+from circuits.runs import SIGN_CONVENTION, versions
+from circuits.sites import Site, SiteKind, parse_kind
+from circuits.task import Inputs, InputsTask, PairsTask, Task, require
+
+Direction = Literal["denoising", "noising"]
+Positions = Literal["each", "all"]
+
+_PAIRS_AT_ONCE = 8  # bounds what is cached of the two runs, whatever the number of pairs
+
+
+class SweepError(CircuitsError):
+    """Options of a sweep that contradict each other or the model."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A checked set of options."""
+
+    kind: SiteKind
+    layers: tuple[int, ...]
+    direction: Direction
+    positions: Positions
+    metric_name: str
+    metric: Metric
+    batch_size: int | None
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(layer, self.kind) for layer in self.layers]
+
+
+def patch(
+    model: HookedModel,
+    prompts: Task | PromptPairs,
+    *,
+    site: str = "resid_pre",
+    direction: str = "denoising",
+    metric: str | Metric = "logit_difference",
+    positions: str | None = None,
+    layers: Sequence[int] | None = None,
+    contrast: str | None = None,
+    n_pairs: int = 12,
+    split: Literal["explored", "held_out"] = "explored",
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    batch_size: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> PatchResult:
+    """Patch every layer and position (or head), one at a time, on every pair.
+
+    prompts: a task (its pairs are drawn with `contrast`, `n_pairs`, `split`, `seed`, `prepend_bos`)
+        or `PromptPairs` of your own, for which those five are not used.
+    site: resid_pre, resid_mid, resid_post, attn_out, mlp_out or z (attention heads' outputs).
+    direction: "denoising" runs the corrupted prompt with clean values put in; "noising" the
+        reverse.
+    metric: logit_difference, answer_probability, minus_kl_to_clean, or a function
+        `(logits [row, vocab], Targets) -> [row]`. Positive must mean toward clean.
+    positions: "each" patches one position at a time, "all" every position of a layer (or head) at
+        once. Default: "all" for z, "each" for the other sites.
+    layers: which layers; all by default.
+    batch_size: most patched runs at once; by default what fits into memory.
+    force: patch even when the model cannot do the contrast.
+
+    Returns a `PatchResult` with one row a pair and cell. Raises, before any patched run:
+    `SiteError` (unknown site, or one that the model lacks), `MetricError`, `SweepError`,
+    `PromptError`, and `CannotDo` when the model does not separate clean from corrupted prompts.
+    """
+    started = time.perf_counter()
+    options = _check(model, site, direction, metric, positions, layers, batch_size)
+    inputs_task: InputsTask | None = None
+    name = "custom"
+    if isinstance(prompts, PromptPairs):
+        pairs = prompts
+    else:
+        inputs_task = prompts if isinstance(prompts, InputsTask) else None
+        name = prompts.name
+        task = require(prompts, PairsTask, "patching")
+        contrast = contrast or task.default_contrast
+        pairs = task.pairs(
+            model, contrast=contrast, n=n_pairs, seed=seed, split=split, prepend_bos=prepend_bos
+        )
+    sweep = _Sweep(model, pairs, options, inputs_task)
+    ability = assess(sweep.clean_ld, sweep.corrupted_ld)
+    if ability.problem and not force:
+        raise CannotDo(
+            f"{model.name} cannot do {name}{f' ({contrast})' if contrast else ''}: "
+            f"{ability.problem}. Patching it would show noise; choose another contrast or model, "
+            "or force it."
+        )
+    scores = sweep.run(progress)
+    record: dict[str, Any] = {
+        "method": "patch",
+        "task": name,
+        "contrast": contrast,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "site": options.kind,
+        "layers": list(options.layers),
+        "positions_patched": options.positions,
+        "direction": options.direction,
+        "metric": options.metric_name,
+        "split": None if isinstance(prompts, PromptPairs) else split,
+        "seed": None if isinstance(prompts, PromptPairs) else seed,
+        "sign_convention": SIGN_CONVENTION,
+        "forced": bool(ability.problem),
+        "ability": ability.problem or "can do",
+        "metric_clean": sweep.clean_metric.tolist(),
+        "metric_corrupted": sweep.corrupted_metric.tolist(),
+        "logit_difference_clean": sweep.clean_ld.tolist(),
+        "logit_difference_corrupted": sweep.corrupted_ld.tolist(),
+        "model_check": model.check.as_dict() if model.check else None,
+        "resumed": model.can_resume,
+        "versions": versions(),
+        "seconds": time.perf_counter() - started,
+    }
+    return PatchResult(scores, pairs, record)
+
+
+def _check(
+    model: HookedModel,
+    site: str,
+    direction: str,
+    metric: str | Metric,
+    positions: str | None,
+    layers: Sequence[int] | None,
+    batch_size: int | None,
+) -> _Plan:
+    kind = parse_kind(site)
+    model.require(kind)
+    for name, value, known in (
+        ("direction", direction, get_args(Direction)),
+        ("positions", positions or "each", get_args(Positions)),
+    ):
+        if value not in known:
+            raise SweepError(f"unknown {name} {value!r}: expected {' or '.join(known)}.")
+    chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise SweepError(f"layers {list(chosen)} are empty or repeated.")
+    outside = [layer for layer in chosen if not 0 <= layer < model.n_layers]
+    if outside:
+        raise SweepError(f"layers {outside}: {model.name} has layers 0 to {model.n_layers - 1}.")
+    if batch_size is not None and batch_size < 1:
+        raise SweepError(f"batch_size {batch_size} must be at least 1.")
+    return _Plan(
+        kind,
+        chosen,
+        "noising" if direction == "noising" else "denoising",
+        "all" if (positions or ("all" if kind == "z" else "each")) == "all" else "each",
+        *find_metric(metric),
+        batch_size,
+    )
+
+
+class _Sweep:
+    """One sweep: baselines of all pairs first, then the cells, a few pairs at a time."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        plan: _Plan,
+        inputs_task: InputsTask | None,
+    ) -> None:
+        self.model, self.pairs, self.plan, self._inputs_task = model, pairs, plan, inputs_task
+        count = len(pairs)
+        self.clean_ld, self.corrupted_ld = np.zeros(count), np.zeros(count)
+        self.clean_metric, self.corrupted_metric = np.zeros(count), np.zeros(count)
+        for group in pairs.groups(_PAIRS_AT_ONCE):
+            self._baselines(group)
+
+    def _inputs(self, tokens: Tensor) -> Inputs:
+        if self._inputs_task is None:
+            return Inputs(tokens)
+        return self._inputs_task.inputs(self.model, tokens)
+
+    def _targets(self, group: PairGroup, clean: Float[Tensor, "pair vocab"]) -> Targets:
+        device = clean.device
+        return Targets(group.answer.to(device), group.foil.to(device), clean_logprobs(clean))
+
+    def _score(self, logits: Tensor, targets: Targets) -> tuple[NDArray[Any], NDArray[Any]]:
+        metric = evaluate(self.plan.metric, logits.float(), targets)
+        difference = logit_difference(logits.float(), targets)
+        return metric.double().cpu().numpy(), difference.double().cpu().numpy()
+
+    def _baselines(self, group: PairGroup) -> None:
+        where = list(group.indices)
+        clean = self.model.run(self._inputs(group.clean))
+        corrupted = self.model.run(self._inputs(group.corrupted))
+        targets = self._targets(group, clean)
+        self.clean_metric[where], self.clean_ld[where] = self._score(clean, targets)
+        self.corrupted_metric[where], self.corrupted_ld[where] = self._score(corrupted, targets)
+
+    def run(self, progress: bool) -> pd.DataFrame:
+        """All cells of all pairs, as the table of `PatchResult`."""
+        groups = list(self.pairs.groups(_PAIRS_AT_ONCE))
+        cells = [_Cells(self.model, self.plan, group) for group in groups]
+        total = sum(c.n_rows for c in cells)
+        tables = []
+        bar = tqdm(
+            total=total,
+            desc=f"patching {self.plan.kind}",
+            unit="run",
+            disable=not progress,
+            smoothing=0.05,
+        )
+        with bar:
+            for group, todo in zip(groups, cells, strict=True):
+                tables.append(self._run_group(group, todo, bar))
+        order = ["pair", "layer", "position", "head"]
+        return pd.concat(tables, ignore_index=True).sort_values(order, ignore_index=True)
+
+    def _run_group(self, group: PairGroup, cells: _Cells, bar: Any) -> pd.DataFrame:
+        noising = self.plan.direction == "noising"
+        source, target = (
+            (group.corrupted, group.clean) if noising else (group.clean, group.corrupted)
+        )
+        source_logits, values = self.model.cache(
+            self._inputs(source), self.plan.sites, first=cells.first
+        )
+        baseline = self.model.baseline(self._inputs(target), first=cells.first)
+        targets = self._targets(group, baseline.logits if noising else source_logits)
+        where = np.array(group.indices)
+        if noising:
+            metric, difference = self.clean_metric[where], self.clean_ld[where]
+        else:
+            metric, difference = self.corrupted_metric[where], self.corrupted_ld[where]
+        # Cells that are not run keep the baseline of the run that is patched.
+        metric, difference = metric[cells.pair], difference[cells.pair]
+        row_pairs = cells.row_pairs()
+        patches = cells.patches(values)
+        for rows, logits in self.model.resume(baseline, row_pairs, patches, self.plan.batch_size):
+            row_targets = targets.rows(row_pairs[rows].to(logits.device))
+            at = cells.cell_of_row[rows.numpy()]
+            metric[at], difference[at] = self._score(logits, row_targets)
+            bar.update(len(rows))
+        return self._table(group, cells, metric, difference)
+
+    def _table(
+        self,
+        group: PairGroup,
+        cells: _Cells,
+        metric: NDArray[Any],
+        difference: NDArray[Any],
+    ) -> pd.DataFrame:
+        pair = np.array(group.indices)[cells.pair]
+        clean_tokens = np.array([self.pairs.clean_strings[i] for i in group.indices], dtype=object)
+        corrupted = np.array([self.pairs.corrupted_strings[i] for i in group.indices], dtype=object)
+        whole = self.plan.positions == "all"
+        return pd.DataFrame(
+            {
+                "pair": pair,
+                "site": self.plan.kind,
+                "layer": cells.layer,
+                "position": pd.array(
+                    [pd.NA] * len(pair) if whole else list(cells.position), dtype="Int64"
+                ),
+                "head": pd.array(
+                    [pd.NA] * len(pair) if cells.head is None else list(cells.head), dtype="Int64"
+                ),
+                "token_clean": None if whole else clean_tokens[cells.pair, cells.position],
+                "token_corrupted": None if whole else corrupted[cells.pair, cells.position],
+                "metric": metric,
+                "logit_difference": difference,
+                "recovery": recovery(difference, self.clean_ld[pair], self.corrupted_ld[pair]),
+            }
+        )
+
+
+class _Cells:
+    """The cells of one group of pairs: which pair, layer, position and head each one is, and which
+    of them have to be run (the others are exact zeros)."""
+
+    def __init__(self, model: HookedModel, plan: _Plan, group: PairGroup) -> None:
+        self._plan, self._model = plan, model
+        n_pairs, length = group.clean.shape
+        differs = (group.clean != group.corrupted).int().argmax(1).numpy()
+        self.first = int(differs.min())
+        heads = np.arange(model.n_heads) if plan.kind == "z" else np.array([-1])
+        places = np.arange(length) if plan.positions == "each" else np.array([-1])
+        grid = np.meshgrid(np.arange(n_pairs), plan.layers, places, heads, indexing="ij")
+        self.pair, self.layer, self.position, head = (axis.ravel() for axis in grid)
+        self.head = head if plan.kind == "z" else None
+        runs = (
+            self.position >= differs[self.pair]
+            if plan.positions == "each"
+            else np.ones(len(self.pair), dtype=bool)
+        )
+        self.cell_of_row = np.flatnonzero(runs)
+        self._first_of_pair, self._length = differs, length
+
+    @property
+    def n_rows(self) -> int:
+        """How many patched runs there are."""
+        return len(self.cell_of_row)
+
+    def row_pairs(self) -> Tensor:
+        """For each row, its pair within the group."""
+        return torch.from_numpy(self.pair[self.cell_of_row])
+
+    def patches(self, values: dict[Site, Tensor]) -> list[Patches]:
+        """One `Patches` a site; `values` are [pair, position - first, width]."""
+        found = []
+        cells = self.cell_of_row
+        for site in self._plan.sites:
+            rows = np.flatnonzero(self.layer[cells] == site.layer)
+            pair = self.pair[cells[rows]]
+            head = None if self.head is None else self.head[cells[rows]]
+            if self._plan.positions == "each":
+                position = self.position[cells[rows]]
+            else:
+                rows, pair, head, position = self._spread(rows, pair, head)
+            found.append(self._at_site(site, values[site], rows, pair, head, position))
+        return found
+
+    def _spread(
+        self, rows: NDArray[Any], pair: NDArray[Any], head: NDArray[Any] | None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any]]:
+        """Repeat each row over all positions from its pair's first difference on."""
+        counts = self._length - self._first_of_pair[pair]
+        starts = [int(self._first_of_pair[p]) for p in pair]
+        position = np.concatenate([np.arange(start, self._length) for start in starts])
+        again = np.repeat(np.arange(len(rows)), counts)
+        return rows[again], pair[again], None if head is None else head[again], position
+
+    def _at_site(
+        self,
+        site: Site,
+        values: Tensor,
+        rows: NDArray[Any],
+        pair: NDArray[Any],
+        head: NDArray[Any] | None,
+        position: NDArray[Any],
+    ) -> Patches:
+        device = values.device
+        pair_index = torch.from_numpy(pair).to(device)
+        place = torch.from_numpy(position - self.first).to(device)
+        heads = None if head is None else torch.from_numpy(head).to(device)
+        if heads is None:
+            picked = values[pair_index, place]
+        else:
+            by_head = values.unflatten(2, (self._model.n_heads, -1))
+            picked = by_head[pair_index, place, heads]
+        return Patches(
+            site,
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(position).to(device),
+            picked,
+            heads,
+        )

@@ -1,0 +1,146 @@
+"""`python -m tasks.error_type`: which contrasts can a model do?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.table import Table
+
+from circuits.cli import (
+    BosOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    SplitOption,
+    console,
+    interval,
+    run_app,
+)
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def table(
+    model: ModelOption = None,
+    contrast: Annotated[
+        str | None, typer.Option("--contrast", help="Only this contrast [all].")
+    ] = None,
+    n_pairs: Annotated[int, typer.Option("--n-pairs", min=2, help="Pairs a row.")] = 24,
+    by_template: Annotated[
+        bool, typer.Option("--by-template", help="One row a template instead of a contrast.")
+    ] = False,
+    split: SplitOption = "explored",
+    seed: SeedOption = 0,
+    prepend_bos: BosOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "float32",
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Also write the rows to this JSON file.")
+    ] = None,
+) -> None:
+    """Logit differences, clean and corrupted, for every contrast of error types."""
+    from circuits.runs import versions
+    from tasks.error_type import task
+    from tasks.error_type.task import find_contrast
+
+    contrasts = [find_contrast(contrast)] if contrast else _all_contrasts()
+    loaded = task.load(model, device=device, dtype=dtype)
+    rows = []
+    for one in contrasts:
+        templates = [t.name for t in one.templates] if by_template else [None]
+        for template in templates:
+            pairs = task.pairs(
+                loaded,
+                contrast=one.name,
+                n=n_pairs,
+                seed=seed,
+                split=split,
+                prepend_bos=prepend_bos,
+                template=template,
+            )
+            held = template in one.held_out if template else split == "held_out"
+            rows.append(_row(loaded, one.name, template, held, pairs))
+    _print(rows, loaded.name)
+    if json_out:
+        record = {"model": loaded.name, "model_sha256": loaded.sha256, "seed": seed}
+        text = json.dumps({**record, "versions": versions(), "rows": rows}, indent=1)
+        json_out.write_text(text + "\n", encoding="utf-8")
+
+
+def _all_contrasts() -> list[Any]:
+    from tasks.error_type.templates import CONTRASTS
+
+    return list(CONTRASTS.values())
+
+
+def _row(model: Any, contrast: str, template: str | None, held: bool, pairs: Any) -> dict[str, Any]:
+    from circuits.patch import assess, logit_differences
+
+    ability = assess(*logit_differences(model, pairs))
+    bounds = {
+        name: [float(np.round(v, 4)) for v in (s.value, s.low, s.high)]
+        for name, s in (
+            ("clean", ability.clean),
+            ("corrupted", ability.corrupted),
+            ("gap", ability.gap),
+        )
+    }
+    return {
+        "contrast": contrast,
+        "template": template,
+        "split": "held_out" if held else "explored",
+        "answer": pairs.answers[0],
+        "foil": pairs.foils[0],
+        "pairs": len(pairs),
+        **bounds,
+        "ordered": ability.ordered,
+        "flipped": ability.flipped,
+        "problem": ability.problem,
+    }
+
+
+def _print(rows: list[dict[str, Any]], model: str) -> None:
+    shown = Table(
+        title=f"error_type on {model}, {rows[0]['pairs']} pairs each, 95% intervals",
+        box=box.SIMPLE_HEAD,
+    )
+    # The names of two errors do not fit beside the numbers in 80 columns: they take two lines.
+    templates = any(row["template"] for row in rows)
+    shown.add_column("answer (clean)\nfoil (corrupted)", no_wrap=True)
+    if templates:
+        shown.add_column("template")
+    shown.add_column("LD clean\nLD corrupted", no_wrap=True)
+    for name in ("ordered", "flip", "can do"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        bounds = [interval(_Bounds(*row[name])) for name in ("clean", "corrupted")]
+        shown.add_row(
+            row["contrast"].replace("/", "\n"),
+            *([f"{row['template']}\n{row['split']}"] if templates else []),
+            "\n".join(bounds).replace("[", r"\["),
+            f"{row['ordered']:.0%}",
+            f"{row['flipped']:.0%}",
+            "no" if row["problem"] else "yes",
+        )
+    console.print(shown)
+    for row in rows:
+        if row["problem"]:
+            where = " ".join(filter(None, (row["contrast"], row["template"])))
+            console.print(f"cannot do {where}: {row['problem']}", markup=False, highlight=False)
+
+
+class _Bounds:
+    def __init__(self, value: float, low: float, high: float) -> None:
+        self.value, self.low, self.high = value, low, high
+
+
+if __name__ == "__main__":
+    run_app(app, sys.argv[1:])
