@@ -307,7 +307,7 @@ class HookedModel:
         pairs: Int[Tensor, " row"],
         patches: Sequence[Patches],
         part: Pass,
-    ) -> Float[Tensor, "row vocab"]:
+    ) -> Float[Tensor, "part vocab"]:
         if self.can_resume:
             return run_pass(self.adapter, baseline, pairs, patches, part)
         place = torch.full((len(pairs),), -1)

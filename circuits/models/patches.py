@@ -99,8 +99,9 @@ def hook_patches(hooks: HookSet, adapter: Adapter, patches: Sequence[Patches]) -
 def _hook_resid_mid(hooks: HookSet, adapter: Adapter, patch: Patches) -> None:
     """The middle of the stream is resid_pre + attn_out, so it is set through attn_out.
 
-    Overwriting the tensor at hook_resid_mid of a Bridge changes only what the MLP reads and leaves
-    the skip path as it was.
+    A new tensor returned at hook_resid_mid of a Bridge changes only what the MLP reads and leaves
+    the skip path as it was. (Writing into the tensor in place, as TransformerLens' own sweeps do,
+    reaches both, but only as long as the model happens to pass the same tensor on.)
     """
     attn_out = Site(patch.site.layer, "attn_out")
     if patch.add:

@@ -117,7 +117,7 @@ def run_pass(
     pairs: Int[Tensor, " row"],
     patches: Sequence[Patches],
     one: Pass,
-) -> Float[Tensor, "row vocab"]:
+) -> Float[Tensor, "part vocab"]:
     """Logits at the last position of the rows of one pass, in its order.
 
     pairs: for every row there is (not only this pass), its entry in the baseline.
