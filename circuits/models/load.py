@@ -59,14 +59,9 @@ def load_model(
         bridge = _bridge(model, tokenizer, name or _name_of(model))
     else:
         bridge, tokenizer = model, tokenizer or getattr(model, "tokenizer", None)
-    hooked = HookedModel(
-        bridge,
-        name=name or _name_of(model),
-        sha256=sha256_of_weights(bridge),
-        tokenizer=tokenizer,
-    )
-    check_model(hooked)
-    return hooked
+    hooked = HookedModel(bridge, name=name or _name_of(model), tokenizer=tokenizer)
+    hooked.sha256 = sha256_of_weights(bridge)
+    return _checked(hooked)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -114,21 +109,20 @@ def _load_named(name: str, tokenizer: Any, device: torch.device, dtype: torch.dt
         if noisy:
             transformers_logging.enable_progress_bar()
     digest = _sha256_of_source(source)
-    hooked = HookedModel(
-        _bridge(_moved(hf_model, device), tokenizer, source),
-        name=shown,
-        sha256=digest,
-        tokenizer=tokenizer,
-    )
-    found = check_model(hooked)
+    bridge = _bridge(_moved(hf_model, device), tokenizer, source)
+    return _checked(HookedModel(bridge, name=shown, sha256=digest, tokenizer=tokenizer))
+
+
+def _checked(model: HookedModel) -> HookedModel:
+    found = check_model(model)
     if not found.resumes:
         log.warning(
-            "%s: resuming from a layer does not agree with the full forward (by %.2g): full "
-            "forwards are used, which is right but slower",
-            shown,
-            found.resume_error,
+            "%s: resuming from a layer does not agree with the full forward (%s): full forwards "
+            "are used, which is right but slower",
+            model.name,
+            found.failure or f"off by {found.resume_error:.2g}, {found.allowed:.2g} is allowed",
         )
-    return hooked
+    return model
 
 
 def _moved(model: Any, device: torch.device) -> Any:
