@@ -141,15 +141,20 @@ def patch_command(
 ) -> None:
     """Patch every layer and position, one at a time, exactly."""
     # Here, because torch is slow to import and `--help` need not wait for it.
-    from circuits.patch import patch
+    from circuits.patch import check_words, patch
     from circuits.prompts import PromptPairs, read_pairs
     from circuits.runs import check_new, default_folder
-    from circuits.task import load_task
+    from circuits.task import PairsTask, check_contrast, load_task, require
 
     own = read_pairs(pairs_file) if pairs_file else None
     chosen = load_task(task)
     folder = out or default_folder("custom" if own else chosen.name, "patch")
+    # Everything that can be wrong is looked at before a model is loaded.
     check_new(folder)
+    check_words(site, direction, metric, positions)
+    if not own:
+        chosen = require(chosen, PairsTask, "circuits patch")
+        check_contrast(chosen, contrast)
     numbers = parse_layers(layers) if layers else None
     loaded = chosen.load(model, device=device, dtype=dtype)
     prompts = PromptPairs.from_texts(own, loaded.tokenizer, prepend_bos) if own else chosen

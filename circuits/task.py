@@ -30,15 +30,22 @@ class TaskError(CircuitsError):
 
 @runtime_checkable
 class Task(Protocol):
-    """The core that every task has.
+    """The core that every task has."""
 
-    name: the folder's name. description: one line. position_names: the named positions that its
-    prompts have (END, the last token, is always among them).
-    """
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        ...
 
-    name: str
-    description: str
-    position_names: tuple[str, ...]
+    @property
+    def description(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """The named positions of its prompts; END, the last token, is always among them."""
+        ...
 
     def load(self, model: str | None = None, **options: Any) -> Any:
         """Load what the task is studied in; `model=None` is the task's own default.
@@ -87,10 +94,17 @@ class Recurrence:
 
 @runtime_checkable
 class PairsTask(Task, Protocol):
-    """Clean and corrupted prompts. `contrasts` maps names to one line each."""
+    """Clean and corrupted prompts."""
 
-    contrasts: Mapping[str, str]
-    default_contrast: str
+    @property
+    def contrasts(self) -> Mapping[str, str]:
+        """Names of the contrasts, with one line each."""
+        ...
+
+    @property
+    def default_contrast(self) -> str:
+        """The contrast that is meant when none is named."""
+        ...
 
     def pairs(
         self,
@@ -166,6 +180,17 @@ def require(task: Task, protocol: type[_Capability], command: str) -> _Capabilit
     raise TaskError(
         f"{command} needs a task with the capability {wanted!r}, but task {task.name!r} has: {has}."
     )
+
+
+def check_contrast(task: PairsTask, contrast: str | None) -> str:
+    """The name of the contrast, the default for None; raises `TaskError` with the nearest ones."""
+    name = contrast or task.default_contrast
+    if name not in task.contrasts:
+        near = difflib.get_close_matches(name, task.contrasts, n=2, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        names = ", ".join(task.contrasts)
+        raise TaskError(f"unknown contrast {name!r}: {task.name} has {names}.{hint}")
+    return name
 
 
 def task_names() -> list[str]:

@@ -7,6 +7,14 @@ patching (Meng et al. 2022, "Locating and editing factual associations in GPT"; 
 
 from circuits.patch.ability import Ability, CannotDo, assess, logit_differences
 from circuits.patch.result import PatchResult
-from circuits.patch.sweep import patch
+from circuits.patch.sweep import check_words, patch
 
-__all__ = ["Ability", "CannotDo", "PatchResult", "assess", "logit_differences", "patch"]
+__all__ = [
+    "Ability",
+    "CannotDo",
+    "PatchResult",
+    "assess",
+    "check_words",
+    "logit_differences",
+    "patch",
+]

@@ -162,6 +162,19 @@ def patch(
     return PatchResult(scores, pairs, record)
 
 
+def check_words(site: str, direction: str, metric: str | Metric, positions: str | None) -> SiteKind:
+    """Raise for options that are wrong whatever the model is; return the kind of site."""
+    kind = parse_kind(site)
+    find_metric(metric)
+    for name, value, known in (
+        ("direction", direction, get_args(Direction)),
+        ("positions", positions or "each", get_args(Positions)),
+    ):
+        if value not in known:
+            raise SweepError(f"unknown {name} {value!r}: expected {' or '.join(known)}.")
+    return kind
+
+
 def _check(
     model: HookedModel,
     site: str,
@@ -171,14 +184,8 @@ def _check(
     layers: Sequence[int] | None,
     batch_size: int | None,
 ) -> _Plan:
-    kind = parse_kind(site)
+    kind = check_words(site, direction, metric, positions)
     model.require(kind)
-    for name, value, known in (
-        ("direction", direction, get_args(Direction)),
-        ("positions", positions or "each", get_args(Positions)),
-    ):
-        if value not in known:
-            raise SweepError(f"unknown {name} {value!r}: expected {' or '.join(known)}.")
     chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     if not chosen or len(set(chosen)) != len(chosen):
         raise SweepError(f"layers {list(chosen)} are empty or repeated.")

@@ -48,10 +48,11 @@ def table(
 ) -> None:
     """Logit differences, clean and corrupted, for every contrast of error types."""
     from circuits.runs import versions
+    from circuits.task import check_contrast
     from tasks.error_type import task
-    from tasks.error_type.task import find_contrast
+    from tasks.error_type.templates import CONTRASTS
 
-    contrasts = [find_contrast(contrast)] if contrast else _all_contrasts()
+    contrasts = [CONTRASTS[check_contrast(task, contrast)]] if contrast else CONTRASTS.values()
     loaded = task.load(model, device=device, dtype=dtype)
     rows = []
     for one in contrasts:
@@ -73,12 +74,6 @@ def table(
         record = {"model": loaded.name, "model_sha256": loaded.sha256, "seed": seed}
         text = json.dumps({**record, "versions": versions(), "rows": rows}, indent=1)
         json_out.write_text(text + "\n", encoding="utf-8")
-
-
-def _all_contrasts() -> list[Any]:
-    from tasks.error_type.templates import CONTRASTS
-
-    return list(CONTRASTS.values())
 
 
 def _row(model: Any, contrast: str, template: str | None, held: bool, pairs: Any) -> dict[str, Any]:

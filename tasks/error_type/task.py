@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from circuits.models.load import load_model
 from circuits.prompts import Pair, PromptError, PromptPairs, resolve_bos, tokenise
-from circuits.task import TaskError
+from circuits.task import TaskError, check_contrast
 from tasks.error_type.templates import CONTRASTS, Contrast, Template, make_pairs
 from tasks.error_type.verify import check_labels
 
@@ -60,7 +59,7 @@ class ErrorType:
         raise the error that it is labelled with.
         Raises `TaskError` for an unknown contrast or template and when there are fewer than `n`.
         """
-        found = find_contrast(contrast or self.default_contrast)
+        found = CONTRASTS[check_contrast(self, contrast)]
         templates = found.split(split)
         if template is not None:
             templates = [t for t in found.templates if t.name == template]
@@ -83,15 +82,6 @@ class ErrorType:
         check_labels([p.clean for p in chosen], [found.answer] * n)
         check_labels([p.corrupted for p in chosen], [found.foil] * n)
         return PromptPairs.from_texts(chosen, model.tokenizer, prepend_bos)
-
-
-def find_contrast(name: str) -> Contrast:
-    """The contrast of that name; raises `TaskError` with the nearest ones."""
-    if name not in CONTRASTS:
-        near = difflib.get_close_matches(name, CONTRASTS, n=2, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise TaskError(f"unknown contrast {name!r}: there are {', '.join(CONTRASTS)}.{hint}")
-    return CONTRASTS[name]
 
 
 def aligned_pairs(

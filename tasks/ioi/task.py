@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from circuits.models.load import load_model
 from circuits.prompts import Mark, Pair, PromptPairs
-from circuits.task import TaskError
+from circuits.task import TaskError, check_contrast
 
 NAMES = (
     "Mary John Tom James Anna David Sarah Michael Emma Paul Laura Mark Alice Peter Lisa "
@@ -64,8 +64,7 @@ class IndirectObject:
 
         Raises `TaskError` for an unknown contrast and when there are fewer than `n`.
         """
-        if contrast not in (None, self.default_contrast):
-            raise TaskError(f"unknown contrast {contrast!r}: ioi has {self.default_contrast}.")
+        check_contrast(self, contrast)
         if n < 1:
             raise TaskError(f"{n} pairs asked for: at least 1 is needed.")
         chosen = list(itertools.islice(_all_pairs(model.tokenizer, seed, split), n))

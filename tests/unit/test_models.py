@@ -14,14 +14,16 @@ from circuits.models.adapters import ModelError
 from circuits.models.check import check_model
 from circuits.models.hooks import HookError, HookSet, hooks_left
 from circuits.models.load import find_device, find_dtype, load_model
-from circuits.models.patches import Patches, PatchError
+from circuits.models.patches import PatchError, Patches
 from circuits.sites import SITE_KINDS, Site, SiteError
 from circuits.task import Inputs
 from tests import naive, tiny
 
 
 def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
-    return torch.randint(3, tiny.VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, tiny.VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def one_patch(site: Site, position: int, value: Tensor) -> Patches:
@@ -305,7 +307,7 @@ def test_a_folder_without_a_config_is_not_a_model(tmp_path: Path) -> None:
 
 def test_a_name_that_the_hub_does_not_give_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="Similar names: .*pythia-70m"):
+    with pytest.raises(ModelError, match=r"Similar names: .*pythia-70m"):
         load_model("EleutherAI/pythia-70n")
 
 

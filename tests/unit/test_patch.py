@@ -1,4 +1,4 @@
-"""Every cell of a sweep against full forwards written independently, and against TransformerLens."""
+"""Every cell of a sweep against full forwards written independently and TransformerLens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +17,9 @@ from circuits.sites import SITE_KINDS, SiteError
 from tests import naive, tiny
 from tests.pairs import LENGTH, token_pairs
 
-CELLS = [(a, s) for a in tiny.ARCHITECTURES for s in SITE_KINDS if (a, s) != ("pythia", "resid_mid")]
+CELLS = [
+    (a, s) for a in tiny.ARCHITECTURES for s in SITE_KINDS if (a, s) != ("pythia", "resid_mid")
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,9 @@ def test_heads_patched_at_all_positions_equal_a_naive_full_forward(models: dict[
     assert len(result.scores) == 2 * model.n_layers * model.n_heads
 
 
-def _transformer_lens_sweep(model: Any, pairs: Any, function: str) -> np.ndarray:
+def _transformer_lens_sweep(
+    model: Any, pairs: Any, function: str, cells: pd.DataFrame | None = None
+) -> np.ndarray:
     from transformer_lens import patching
 
     clean = torch.tensor([pairs.clean_tokens[0]])
@@ -84,7 +89,9 @@ def _transformer_lens_sweep(model: Any, pairs: Any, function: str) -> np.ndarray
         return logits[0, -1, answer] - logits[0, -1, foil]
 
     with torch.no_grad():
-        return getattr(patching, function)(model.module, corrupted, cache, metric).numpy()
+        sweep = getattr(patching, function)
+        given = {} if cells is None else {"index_df": cells, "index_axis_names": None}
+        return sweep(model.module, corrupted, cache, metric, **given).numpy()
 
 
 @pytest.mark.parametrize(
@@ -272,10 +279,10 @@ def test_what_the_model_cannot_do_is_not_patched_unless_forced(models: dict[str,
     # Name as answer what makes the gap negative for every pair.
     worst = (corrupted - clean).argmax(1).tolist()
     best = (clean - corrupted).argmax(1).tolist()
-    wrong = type(pairs)(**{**vars(pairs), "answer_tokens": tuple(worst), "foil_tokens": tuple(best)})
+    wrong = type(pairs)(
+        **{**vars(pairs), "answer_tokens": tuple(worst), "foil_tokens": tuple(best)}
+    )
     with pytest.raises(CannotDo, match="it must lie above 0"):
         patch(model, wrong, progress=False)
     forced = patch(model, wrong, force=True, progress=False, layers=[0])
     assert forced.record["forced"] and "must lie above 0" in forced.record["ability"]
-
-

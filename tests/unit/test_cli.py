@@ -1,0 +1,162 @@
+"""The command line on a tiny model in a local folder, from the arguments to the files."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from circuits import cli
+from circuits.errors import CircuitsError
+from tests import tiny
+
+PAIR = {
+    "clean": "the cat sat on the",
+    "corrupted": "the dog sat on the",
+    "answer": " mat",
+    "foil": " log",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny.hugging_face("llama").save_pretrained(path / "tiny")
+    tiny.tokenizer().save_pretrained(path / "tiny")
+    other = {**PAIR, "clean": "a cat ran on a", "corrupted": "a dog ran on a"}
+    longer = {**PAIR, "clean": "then the cat sat on the", "corrupted": "then the dog sat on the"}
+    lines = [json.dumps(p) for p in (PAIR, other, longer)]
+    (path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, output and errors of `circuits ARGUMENTS`."""
+    status = 0
+    try:
+        cli.run_app(cli.app, [str(a) for a in arguments])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, re.sub(r"\s+", " ", captured.err)
+
+
+def test_a_run_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--pairs-file", folder / "pairs.jsonl", "--model", folder / "tiny", "--device"]
+    status, shown, _ = run(capsys, "patch", *options, "cpu", "--out", out, "--force")
+    assert status == 0 and "denoising resid_pre, 3 pairs" in shown and str(out) in shown
+    scores = pd.read_parquet(out / "scores.parquet")
+    assert len(scores) == 4 * (5 + 5 + 6)
+    record = json.loads((out / "run.json").read_text())
+    assert record["task"] == "custom" and record["model"] == "tiny" and record["seed"] is None
+    # Two lengths, two pictures.
+    assert {p.name for p in out.iterdir()} == {
+        "run.json",
+        "scores.parquet",
+        "heatmap.html",
+        "heatmap-2.html",
+    }
+    status, again, _ = run(capsys, "show", out)
+    assert status == 0 and again.splitlines()[:3] == shown.splitlines()[:3]
+
+
+@pytest.mark.parametrize("site", ["z", "resid_mid", "mlp_out"])
+@pytest.mark.parametrize("positions", ["each", "all"])
+def test_every_kind_of_sweep_prints_and_draws(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, positions: str
+) -> None:
+    options = ["--pairs-file", folder / "pairs.jsonl", "--model", folder / "tiny", "--site", site]
+    more = ["--positions", positions, "--direction", "noising", "--layers", "1-2", "--force"]
+    out = tmp_path / "run"
+    assert run(capsys, "patch", *options, *more, "--metric", "kl", "--out", out)[0] == 0
+    assert (out / "heatmap.html").stat().st_size > 1_000_000
+
+
+def test_module_and_command_are_the_same() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "error::RuntimeWarning", *arguments, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for arguments in (["-m", "circuits.patch"], ["-m", "circuits", "patch"])
+    ]
+    assert found[0] == found[1] and "--pairs-file" in found[0]
+
+
+def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
+    status, shown, _ = run(capsys, "--help")
+    assert status == 0 and "patch" in shown and "show" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["patch", "--task", "eror_type"], "unknown task 'eror_type'"),
+        (["patch", "--pairs-file", "none.jsonl"], "the pairs file none.jsonl does not exist"),
+        (["patch", "--out", "."], "exists already"),
+        (["patch", "--model", "./none"], "the model folder ./none does not exist"),
+        (["patch", "--layers", "a-b"], "expected numbers and ranges such as 0,6,12-18"),
+        (["patch", "--n-pairs", "0"], "Invalid value for '--n-pairs'"),
+        (["show", "nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    status, _, errors = run(capsys, *arguments)
+    assert status == 2 and message in errors and "Traceback" not in errors
+
+
+def test_mistakes_about_the_model_come_before_any_pass(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["patch", "--pairs-file", folder / "pairs.jsonl", "--model", folder / "tiny"]
+    out = ["--out", tmp_path / "run", "--force"]
+    for option, value, message in (
+        ("--site", "resid", "unknown site kind 'resid'"),
+        ("--metric", "x", "unknown metric 'x'"),
+        ("--direction", "x", "unknown direction 'x'"),
+        ("--layers", "7", "has layers 0 to 3"),
+        ("--dtype", "int8", "unknown dtype 'int8'"),
+    ):
+        status, _, errors = run(capsys, *base, *out, option, value)
+        assert status == 2 and message in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_model_cannot_do_stops_with_that_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = {**PAIR, "clean": PAIR["corrupted"], "corrupted": PAIR["clean"]}
+    both = tmp_path / "both.jsonl"
+    both.write_text(json.dumps(PAIR) + "\n" + json.dumps(swapped))
+    options = ["patch", "--model", folder / "tiny", "--pairs-file", both, "--out", tmp_path / "r"]
+    status, _, errors = run(capsys, *options)
+    assert status == 2 and "tiny cannot do custom" in errors and "or force it" in errors
+    status, shown, _ = run(capsys, *options, "--force")
+    assert status == 0 and "FORCED" in shown
+
+
+def test_layers_are_read() -> None:
+    assert cli.parse_layers("0,6,12-14") == [0, 6, 12, 13, 14]
+    with pytest.raises(CircuitsError):
+        cli.parse_layers("1-")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("circuits.task.load_task", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.run_app(cli.app, ["patch"])
