@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 benchmarks: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/patching.py
+	$(BIN)/python -m benchmarks.patching
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'

@@ -5,6 +5,7 @@ Diverging scales have zero in the middle, red below and blue above; the title st
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ _DIVERGING = "RdBu"  # red - white - blue
 _MOST_COLUMNS = 48  # more tokens than this are not legible at the width of a notebook
 _MOST_HEADS = 40
 _WIDTH = 950
+_SMALLEST_FONT = 9.0
 _TOKEN_AXIS = (
     "token (clean, below it corrupted where they differ; \u2423 is a space, \u21b5 a new line)"
 )
@@ -185,17 +187,19 @@ def _figure(
     )
     if record["direction"] == "denoising":
         done = f"clean {record['site']} put into the corrupted run"
+        sign = "positive (blue) = toward clean"
     else:
         done = f"corrupted {record['site']} put into the clean run"
-    sign = "positive (blue) = toward clean"
+        sign = "positive (blue) = toward clean, lost by the patch"
+    count = f"{len(alignment.pairs)} pair{'s' if len(alignment.pairs) > 1 else ''}"
     template = f", template {alignment.template}" if alignment.template else ""
     contrast = f" {record['contrast']}" if record["contrast"] else ""
     figure.update_layout(
         title={
             "text": (
                 f"<b>{record['task']}{contrast}</b>, {record['model']}: {done} "
-                f"({record['direction']})<br><sup>{what[column]}, mean of {len(alignment.pairs)} "
-                f"pairs{template}; {sign}{note}</sup>"
+                f"({record['direction']})<br><sup>{what[column]}, mean of {count}"
+                f"{template}; {sign}{note}</sup>"
             ),
             "x": 0.01,
             "font": {"size": 15},
@@ -205,13 +209,16 @@ def _figure(
         margin={"l": 65, "r": 20, "t": 70, "b": 100},
         template="plotly_white",
     )
+    ticks, angle, size = _ticks(x)
+    if angle:
+        x_title = x_title.replace("below it", "then")
     figure.update_xaxes(
         title={"text": x_title, "standoff": 8, "font": {"size": 12}},
         tickmode="array",
         tickvals=columns,
-        ticktext=x,
-        tickangle=_tick_angle(x),
-        tickfont={"family": "monospace", "size": 11 if len(x) <= 30 else 9},
+        ticktext=ticks,
+        tickangle=angle,
+        tickfont={"family": "monospace", "size": size},
         showgrid=False,
         constrain="domain",
     )
@@ -226,8 +233,17 @@ def _figure(
     return figure
 
 
-def _tick_angle(labels: list[str]) -> int:
-    """Upright where the labels fit beside each other, else slanted."""
-    lines = [line for label in labels for line in re.sub("</?[bi]>", "", label).split("<br>")]
-    longest = max(map(len, lines))
-    return 0 if longest * 7 * len(labels) <= 0.85 * _WIDTH else -45
+def _ticks(labels: list[str]) -> tuple[list[str], int, float]:
+    """Labels, angle and font size: upright in a size at which neighbours do not touch, or slanted
+    on one line when there are too many."""
+    widths = [
+        max(len(html.unescape(re.sub("</?[bi]>", "", line))) for line in label.split("<br>"))
+        for label in labels
+    ]
+    closest = max((a + b) / 2 for a, b in zip(widths, [*widths[1:], 0], strict=True))
+    room = (_WIDTH - 160) / len(labels) - 2
+    size = min(12.0, room / (0.6 * closest))  # a character is 0.6 of its size wide
+    if size >= _SMALLEST_FONT:
+        return labels, 0, size
+    lines = [[part for part in label.split("<br>") if part.strip()] for label in labels]
+    return [" \u00b7 ".join(parts) for parts in lines], -60, _SMALLEST_FONT

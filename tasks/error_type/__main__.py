@@ -103,33 +103,38 @@ def _row(model: Any, contrast: str, template: str | None, held: bool, pairs: Any
 
 
 def _print(rows: list[dict[str, Any]], model: str) -> None:
-    shown = Table(
-        title=f"error_type on {model}, {rows[0]['pairs']} pairs each, 95% intervals",
-        box=box.SIMPLE_HEAD,
-    )
-    # The names of two errors do not fit beside the numbers in 80 columns: they take two lines.
-    templates = any(row["template"] for row in rows)
-    shown.add_column("answer (clean)\nfoil (corrupted)", no_wrap=True)
-    if templates:
-        shown.add_column("template")
-    shown.add_column("LD clean\nLD corrupted", no_wrap=True)
-    for name in ("ordered", "flip", "can do"):
-        shown.add_column(name, justify="right")
+    about = f"{model}, {rows[0]['pairs']} pairs each, 95% intervals"
+    if rows[0]["template"] is None:
+        names = [row["contrast"].replace("/", "\n") for row in rows]
+        _print_table(f"error_type on {about}", "answer (clean)\nfoil (corrupted)", names, rows)
+    else:
+        for contrast in dict.fromkeys(row["contrast"] for row in rows):
+            part = [row for row in rows if row["contrast"] == contrast]
+            names = [f"{row['template']}\n{row['split']}" for row in part]
+            _print_table(f"{contrast} on {about}", "template\nsplit", names, part)
     for row in rows:
-        bounds = [interval(_Bounds(*row[name])) for name in ("clean", "corrupted")]
+        if row["problem"]:
+            where = " ".join(filter(None, (row["contrast"], row["template"])))
+            console.print(f"cannot do {where}: {row['problem']}", markup=False, highlight=False)
+
+
+def _print_table(title: str, first: str, names: list[str], rows: list[dict[str, Any]]) -> None:
+    # Two lines a row, so that names and intervals fit side by side in 80 columns.
+    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    shown.add_column(first, no_wrap=True)
+    shown.add_column("LD clean\nLD corrupted", no_wrap=True)
+    for column in ("ordered", "flip", "can do"):
+        shown.add_column(column, justify="right")
+    for name, row in zip(names, rows, strict=True):
+        bounds = [interval(_Bounds(*row[key])) for key in ("clean", "corrupted")]
         shown.add_row(
-            row["contrast"].replace("/", "\n"),
-            *([f"{row['template']}\n{row['split']}"] if templates else []),
+            name,
             "\n".join(bounds).replace("[", r"\["),
             f"{row['ordered']:.0%}",
             f"{row['flipped']:.0%}",
             "no" if row["problem"] else "yes",
         )
     console.print(shown)
-    for row in rows:
-        if row["problem"]:
-            where = " ".join(filter(None, (row["contrast"], row["template"])))
-            console.print(f"cannot do {where}: {row['problem']}", markup=False, highlight=False)
 
 
 class _Bounds:

@@ -1,0 +1,184 @@
+"""Exact patching: speed against TransformerLens' own sweep, share of the machine, memory.
+
+    python -m benchmarks.patching            # about 8 minutes on two cores
+    python -m benchmarks.patching --full     # the long prompt's sweep by TransformerLens in full
+
+What was predicted, before it was measured, from counted operations at 180 GFLOP/s (two cores):
+20 tokens of which 4 are shared: 0.45 TFLOP, 2.5 s against 600 forwards of 83 ms, so about 20x.
+118 tokens of which 98 are shared and 4 more are equal: a little more attention, about 3 s against
+3,540 forwards of 0.26 s, so about 300x. Both sweeps compute the same cells; TransformerLens runs
+every cell in full, so its time on the long prompt is measured on `--cells` random ones and scaled,
+unless --full is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformer_lens import patching
+
+from benchmarks.common import peak_memory_mib, product_rate, report, seconds
+from circuits import PromptPairs, load_model, load_task, patch
+from circuits.models.hooked import HookedModel
+from circuits.prompts import Pair
+from circuits.task import PairsTask, require
+from tasks.error_type.templates import CONTRASTS, make_pairs
+
+PREFIX_TOKENS = 98
+PAIR_COUNTS = (1, 4, 16, 64)
+
+
+def long_pairs(model: HookedModel) -> PromptPairs:
+    """The first pair of the task behind a shared beginning of 98 tokens."""
+    contrast = CONTRASTS["ZeroDivisionError/TypeError"]
+    pair = next(make_pairs(contrast, contrast.templates[0], seed=0))
+    filler = "# one more line\n" * 200
+    ids = model.tokenizer(filler)["input_ids"][: PREFIX_TOKENS - 1]
+    start = model.tokenizer.decode(ids) + "\n"
+    made = Pair(start + pair.clean, start + pair.corrupted, pair.answer, pair.foil)
+    pairs = PromptPairs.from_texts([made], model.tokenizer)
+    shared = len(pairs.clean_tokens[0]) - 20
+    assert shared == PREFIX_TOKENS, f"the beginning has {shared} tokens"
+    return pairs
+
+
+def theirs(model: HookedModel, pairs: PromptPairs, cells: pd.DataFrame) -> np.ndarray:
+    """TransformerLens' own sweep over `cells` (layer, pos), full forwards."""
+    clean = torch.tensor(pairs.clean_tokens[:1])
+    corrupted = torch.tensor(pairs.corrupted_tokens[:1])
+    answer, foil = pairs.answer_tokens[0], pairs.foil_tokens[0]
+    bridge: Any = model.module
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(clean)
+        return patching.get_act_patch_resid_pre(
+            bridge,
+            corrupted,
+            cache,
+            lambda logits: logits[0, -1, answer] - logits[0, -1, foil],
+            index_axis_names=None,
+            index_df=cells,
+        ).numpy()
+
+
+def compare(model: HookedModel, pairs: PromptPairs, sample: int | None) -> dict[str, Any]:
+    """Both sweeps over one pair; `sample` cells of theirs are run and scaled to all of them."""
+    length = len(pairs.clean_tokens[0])
+    cells = pd.DataFrame(
+        [(layer, p) for layer in range(model.n_layers) for p in range(length)],
+        columns=pd.Index(["layer", "pos"]),
+    )
+    chosen = cells if sample is None else cells.sample(sample, random_state=0)
+    chosen = chosen.reset_index(drop=True)
+    result = patch(model, pairs, progress=False)  # warm
+    ours_seconds = seconds(lambda: patch(model, pairs, progress=False), repeats=3)
+    started = time.perf_counter()
+    expected = theirs(model, pairs, chosen)
+    theirs_seconds = (time.perf_counter() - started) * len(cells) / len(chosen)
+    grid = result.scores.set_index(["layer", "position"])["logit_difference"]
+    found = grid.loc[list(map(tuple, chosen.to_numpy()))].to_numpy()
+    return {
+        "tokens": length,
+        "cells": len(cells),
+        "cells_timed_by_transformer_lens": len(chosen),
+        "seconds": ours_seconds,
+        "seconds_transformer_lens": theirs_seconds,
+        "ratio": theirs_seconds / ours_seconds,
+        "largest_difference": float(np.abs(found - expected).max()),
+    }
+
+
+def child(count: int) -> None:
+    """One measurement of time and memory in a process of its own."""
+    model = load_model(device="cpu")
+    task = load_task("error_type")
+    loaded = peak_memory_mib()
+    taken = seconds(lambda: patch(model, task, n_pairs=count, progress=False))
+    found = {"pairs": count, "seconds": taken, "peak_beyond_model_mib": peak_memory_mib() - loaded}
+    print(json.dumps(found))
+
+
+def scaling() -> list[dict[str, Any]]:
+    """Time and peak memory against the number of pairs, one process each."""
+    rows = []
+    for count in PAIR_COUNTS:
+        command = [sys.executable, "-m", "benchmarks.patching", "--child", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=150, help="of the long prompt, for theirs")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.child)
+        return
+    model = load_model(device="cpu")
+    task = require(load_task("error_type"), PairsTask, "this benchmark")
+    short = task.pairs(model, n=1)
+    rate = product_rate()
+    at_short = compare(model, short, None)
+    with FlopCounterMode(display=False) as counter:
+        patch(model, short, progress=False)
+    share = counter.get_total_flops() / at_short["seconds"] / rate
+    at_long = compare(model, long_pairs(model), None if given.full else given.cells)
+    by_pairs = scaling()
+    growth = by_pairs[-1]["peak_beyond_model_mib"] - by_pairs[-2]["peak_beyond_model_mib"]
+    worst = max(at_short["largest_difference"], at_long["largest_difference"])
+    rows = [
+        {
+            "what": "20 tokens, ratio to TransformerLens",
+            "measured": at_short["ratio"],
+            "unit": "x",
+            "bar": "at least 8x",
+        },
+        {"what": "20 tokens, one pair", "measured": at_short["seconds"], "unit": "s"},
+        {
+            "what": "98 shared tokens, ratio to TransformerLens",
+            "measured": at_long["ratio"],
+            "unit": "x",
+            "bar": "at least 60x",
+        },
+        {"what": "98 shared tokens, one pair", "measured": at_long["seconds"], "unit": "s"},
+        {"what": "largest difference of any cell", "measured": worst, "bar": "1e-4"},
+        {"what": "share of the rate of a large matrix product", "measured": share},
+        *({"what": f"{r['pairs']} pairs", "measured": r["seconds"], "unit": "s"} for r in by_pairs),
+        *(
+            {
+                "what": f"{r['pairs']} pairs, peak beyond the model",
+                "measured": r["peak_beyond_model_mib"],
+                "unit": "MiB",
+            }
+            for r in by_pairs
+        ),
+        {
+            "what": "peak memory, 64 pairs minus 16",
+            "measured": growth,
+            "unit": "MiB",
+            "bar": "flat",
+        },
+    ]
+    details = {
+        "product_rate_gflops": rate / 1e9,
+        "counted_tflop": counter.get_total_flops() / 1e12,
+        "short": at_short,
+        "long": at_long,
+        "by_pairs": by_pairs,
+    }
+    report(__file__, rows, details)
+
+
+if __name__ == "__main__":
+    main()
