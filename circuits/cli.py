@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -78,6 +79,16 @@ def run_app(application: typer.Typer, arguments: Sequence[str]) -> None:
     except CircuitsError as error:
         errors.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
         sys.exit(2)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End with one line and status 130 on Ctrl-C, around work that keeps its finished parts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept: give the same command to go on.")
+        raise typer.Exit(130) from None
 
 
 def quiet_libraries() -> None:
@@ -158,22 +169,24 @@ def patch_command(
     numbers = parse_layers(layers) if layers else None
     loaded = chosen.load(model, device=device, dtype=dtype)
     prompts = PromptPairs.from_texts(own, loaded.tokenizer, prepend_bos) if own else chosen
-    result = patch(
-        loaded,
-        prompts,
-        site=site,
-        direction=direction,
-        metric=metric,
-        positions=positions,
-        layers=numbers,
-        contrast=contrast,
-        n_pairs=n_pairs,
-        split=split,
-        seed=seed,
-        prepend_bos=prepend_bos,
-        batch_size=batch_size,
-        force=force,
-    )
+    with interruptible():
+        result = patch(
+            loaded,
+            prompts,
+            site=site,
+            direction=direction,
+            metric=metric,
+            positions=positions,
+            layers=numbers,
+            contrast=contrast,
+            n_pairs=n_pairs,
+            split=split,
+            seed=seed,
+            prepend_bos=prepend_bos,
+            batch_size=batch_size,
+            force=force,
+            keep_parts=folder.parent,
+        )
     result.record["command"] = ["circuits", *sys.argv[1:]]
     result.save(folder)
     print_patch(result)

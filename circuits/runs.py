@@ -7,6 +7,7 @@ run leaves nothing that could be taken for a result. Only JSON and parquet are e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -103,6 +104,40 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Parts:
+    """The finished parts of a long run, kept until the run is whole.
+
+    They lie in `<parent>/.parts-<digest>`, the digest being of everything the numbers depend on, so
+    that an interrupted command, given again, finds its own parts and no others.
+    """
+
+    def __init__(self, parent: Path, key: dict[str, Any]) -> None:
+        text = json.dumps(_plain(key), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.folder = parent / f".parts-{digest}"
+
+    def get(self, number: int) -> pd.DataFrame | None:
+        """A part that is there and can be read; None otherwise."""
+        path = self.folder / f"{number}.parquet"
+        if not path.is_file():
+            return None
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError):
+            return None  # half written on a full disk: it is computed again
+
+    def put(self, number: int, table: pd.DataFrame) -> None:
+        """Keep a part; whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        work = self.folder / f"{number}.writing"
+        table.to_parquet(work, index=False)
+        work.rename(self.folder / f"{number}.parquet")
+
+    def clear(self) -> None:
+        """Remove the parts, once the run is on disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

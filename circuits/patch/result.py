@@ -14,6 +14,7 @@ from circuits.errors import CircuitsError
 from circuits.metrics import summarise_mean, summarise_ratio
 from circuits.prompts import PromptPairs
 from circuits.runs import (
+    Parts,
     default_folder,
     new_run,
     read_record,
@@ -60,11 +61,13 @@ class PatchResult:
         0.1 logits. `position` is missing where all positions were patched at once, `head` where no
         heads were.
     prompts: the pairs. record: what run.json holds (options, baselines, versions, ...).
+    parts: what was kept on disk against interruptions, until the result is saved.
     """
 
     scores: pd.DataFrame
     prompts: PromptPairs
     record: dict[str, Any]
+    parts: Parts | None = None
 
     def alignments(self) -> list[Alignment]:
         """Groups of pairs that may be averaged position by position, largest first."""
@@ -224,6 +227,8 @@ class PatchResult:
             for i, alignment in enumerate(self.alignments()):
                 name = "heatmap.html" if i == 0 else f"heatmap-{i + 1}.html"
                 self.heatmap(alignment).write_html(work / name, include_plotlyjs=True)
+        if self.parts:
+            self.parts.clear()
         return target
 
     @classmethod

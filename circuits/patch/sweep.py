@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -41,7 +42,7 @@ from circuits.models.patches import Patches
 from circuits.patch.ability import CannotDo, assess
 from circuits.patch.result import PatchResult
 from circuits.prompts import PairGroup, PromptPairs
-from circuits.runs import SIGN_CONVENTION, versions
+from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.sites import Site, SiteKind, parse_kind
 from circuits.task import Inputs, InputsTask, PairsTask, Task, require
 
@@ -89,6 +90,7 @@ def patch(
     batch_size: int | None = None,
     force: bool = False,
     progress: bool = True,
+    keep_parts: Path | None = None,
 ) -> PatchResult:
     """Patch every layer and position (or head), one at a time, on every pair.
 
@@ -104,6 +106,9 @@ def patch(
     layers: which layers; all by default.
     batch_size: most patched runs at once; by default what fits into memory.
     force: patch even when the model cannot do the contrast.
+    keep_parts: a folder in which finished pairs are kept while the sweep runs, so that the same
+        call finds them after an interruption; `PatchResult.save` removes them. Not used with a
+        metric of your own, whose code cannot be compared.
 
     Returns a `PatchResult` with one row a pair and cell. Raises, before any patched run:
     `SiteError` (unknown site, or one that the model lacks), `MetricError`, `SweepError`,
@@ -131,7 +136,10 @@ def patch(
             f"{ability.problem}. Patching it would show noise; choose another contrast or model, "
             "or force it."
         )
-    scores = sweep.run(progress)
+    parts = None
+    if keep_parts is not None and not callable(metric):
+        parts = Parts(keep_parts, sweep.identity())
+    scores = sweep.run(progress, parts)
     record: dict[str, Any] = {
         "method": "patch",
         "task": name,
@@ -159,7 +167,7 @@ def patch(
         "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
-    return PatchResult(scores, pairs, record)
+    return PatchResult(scores, pairs, record, parts)
 
 
 def check_words(site: str, direction: str, metric: str | Metric, positions: str | None) -> SiteKind:
@@ -243,7 +251,20 @@ class _Sweep:
         self.clean_metric[where], self.clean_ld[where] = self._score(clean, targets)
         self.corrupted_metric[where], self.corrupted_ld[where] = self._score(corrupted, targets)
 
-    def run(self, progress: bool) -> pd.DataFrame:
+    def identity(self) -> dict[str, Any]:
+        """Everything that the scores depend on."""
+        return {
+            "model": self.model.sha256,
+            "dtype": str(self.model.dtype),
+            "prompts": asdict(self.pairs),
+            "plan": [self.plan.kind, self.plan.layers, self.plan.direction, self.plan.positions],
+            "metric": self.plan.metric_name,
+            "baselines": [self.clean_ld, self.corrupted_ld],
+            "pairs_at_once": _PAIRS_AT_ONCE,
+            "versions": versions(),
+        }
+
+    def run(self, progress: bool, parts: Parts | None = None) -> pd.DataFrame:
         """All cells of all pairs, as the table of `PatchResult`."""
         groups = list(self.pairs.groups(_PAIRS_AT_ONCE))
         cells = [_Cells(self.model, self.plan, group) for group in groups]
@@ -257,8 +278,15 @@ class _Sweep:
             smoothing=0.05,
         )
         with bar:
-            for group, todo in zip(groups, cells, strict=True):
-                tables.append(self._run_group(group, todo, bar))
+            for number, (group, todo) in enumerate(zip(groups, cells, strict=True)):
+                table = parts.get(number) if parts else None
+                if table is None:
+                    table = self._run_group(group, todo, bar)
+                    if parts:
+                        parts.put(number, table)
+                else:
+                    bar.update(todo.n_rows)
+                tables.append(table)
         order = ["pair", "layer", "position", "head"]
         return pd.concat(tables, ignore_index=True).sort_values(order, ignore_index=True)
 

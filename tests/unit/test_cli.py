@@ -13,6 +13,7 @@ import pytest
 
 from circuits import cli
 from circuits.errors import CircuitsError
+from circuits.runs import Parts
 from tests import tiny
 
 PAIR = {
@@ -145,6 +146,39 @@ def test_what_the_model_cannot_do_stops_with_that_message(
     assert status == 2 and "tiny cannot do custom" in errors and "or force it" in errors
     status, shown, _ = run(capsys, *options, "--force")
     assert status == 0 and "FORCED" in shown
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = tmp_path / "many.jsonl"
+    animals = ["cat", "dog", "mat", "log", "red", "blue", "one", "two", "three"]
+    lines = [
+        json.dumps({**PAIR, "clean": f"the {a} sat on the", "corrupted": f"the {b} sat on the"})
+        for a in animals
+        for b in animals
+        if a != b
+    ]
+    many.write_text("\n".join(lines))
+    options = ["patch", "--model", folder / "tiny", "--pairs-file", many, "--force", "--out"]
+    with pytest.MonkeyPatch.context() as patcher:
+        calls: list[int] = []
+
+        def interrupted(*args: object, **kwargs: object) -> None:
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            keep(*args, **kwargs)
+
+        keep = Parts.put
+        patcher.setattr(Parts, "put", interrupted)
+        status, _, errors = run(capsys, *options, tmp_path / "run")
+    assert status == 130 and "give the same command to go on" in errors
+    assert not (tmp_path / "run").exists()
+    [kept] = [p for p in tmp_path.iterdir() if p.name.startswith(".parts-")]
+    assert len(list(kept.iterdir())) == 3
+    assert run(capsys, *options, tmp_path / "run")[0] == 0
+    assert not kept.exists() and len(pd.read_parquet(tmp_path / "run" / "scores.parquet")) == 1440
 
 
 def test_layers_are_read() -> None:

@@ -18,6 +18,7 @@ from circuits.metrics import SMALLEST_GAP
 from circuits.patch import PatchResult, patch
 from circuits.patch.result import COLUMNS
 from circuits.runs import (
+    Parts,
     RunError,
     check_new,
     default_folder,
@@ -103,6 +104,52 @@ def test_a_killed_run_leaves_no_folder_and_the_next_run_clears_its_traces(tmp_pa
     with new_run(folder) as work:
         write_record(work, {})
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    model = tiny.bridge("llama")
+    pairs = token_pairs(20, seed=4)  # three groups
+    options: dict[str, Any] = {"layers": [1, 2], "force": True, "progress": False}
+    reference = patch(model, pairs, **options)
+    passes: list[int] = []
+
+    def interrupt(module: Any, args: Any, kwargs: Any) -> None:
+        passes.append(1)
+        if len(passes) == stop:
+            raise KeyboardInterrupt
+
+    handle = model.adapter.blocks[3].register_forward_pre_hook(interrupt, with_kwargs=True)
+    stop = 10**9
+    patch(model, pairs, **options)
+    whole, stop = len(passes), len(passes) - 3
+    passes.clear()
+    with pytest.raises(KeyboardInterrupt):
+        patch(model, pairs, keep_parts=tmp_path, **options)
+    [kept] = tmp_path.iterdir()
+    assert kept.name.startswith(".parts-") and len(list(kept.iterdir())) >= 1
+    passes.clear()
+    stop = 10**9
+    # Another question finds nothing of it; the same one does only what is left.
+    other = patch(model, pairs, keep_parts=tmp_path, **{**options, "direction": "noising"})
+    assert len(passes) == whole and other.parts is not None
+    passes.clear()
+    result = patch(model, pairs, keep_parts=tmp_path, **options)
+    handle.remove()
+    assert 0 < len(passes) < whole
+    pd.testing.assert_frame_equal(result.scores, reference.scores)
+    result.save(tmp_path / "run")
+    assert not kept.exists() and (tmp_path / "run").is_dir()
+
+
+def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, {"a": 1})
+    table = pd.DataFrame({"x": [1, 2]})
+    parts.put(0, table)
+    again = parts.get(0)
+    assert again is not None and again.equals(table) and parts.get(1) is None
+    (parts.folder / "0.parquet").write_bytes(b"PAR1")
+    assert parts.get(0) is None
+    assert Parts(tmp_path, {"a": 2}).folder != parts.folder
 
 
 def test_a_folder_that_exists_is_not_overwritten(result: PatchResult, tmp_path: Path) -> None:
