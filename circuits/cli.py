@@ -7,6 +7,7 @@ message and exit status 2; results go to the terminal as tables and to a run fol
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,11 +44,14 @@ ModelOption = Annotated[
         "--model", help="Hub or TransformerLens name, or a local folder [the embedded model]."
     ),
 ]
-PairsOption = Annotated[int, typer.Option("--n-pairs", min=1, help="How many prompt pairs.")]
-SplitOption = Annotated[
-    Literal["explored", "held_out"], typer.Option("--split", help="Which templates of the task.")
+PairsOption = Annotated[
+    int | None, typer.Option("--n-pairs", min=1, help="How many prompt pairs [12].")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Draws the pairs.")]
+SplitOption = Annotated[
+    Literal["explored", "held_out"] | None,
+    typer.Option("--split", help="Which templates of the task [explored]."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Draws the pairs [0].")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1 [a GPU when there is one].")
 ]
@@ -69,13 +73,15 @@ def main(prefix: Sequence[str] = ()) -> None:
     run_app(app, [*prefix, *sys.argv[1:]])
 
 
-def run_app(application: typer.Typer, arguments: Sequence[str]) -> None:
-    """Run an application with the shared treatment of errors and of library chatter."""
+def run_app(application: typer.Typer, arguments: Sequence[str], name: str = "circuits") -> None:
+    """Run an application with the shared treatment of errors and of library chatter.
+
+    name: what usage lines call it. Commands find their own words in `ctx.obj`, for the record.
+    """
     quiet_libraries()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        application(args=list(arguments), prog_name="circuits")
+        application(args=list(arguments), prog_name=name, obj=[name, *arguments])
     except CircuitsError as error:
         errors.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False)
         sys.exit(2)
@@ -87,13 +93,13 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept: give the same command to go on.")
+        errors.print("Interrupted. Finished pairs are kept: give the same command to go on.")
         raise typer.Exit(130) from None
 
 
 def quiet_libraries() -> None:
     """Keep the libraries' own log lines off the terminal; errors still raise."""
-    for name in ("transformers", "transformer_lens", "sae_lens", "root"):
+    for name in ("transformers", "transformer_lens", "sae_lens"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -108,6 +114,7 @@ def _circuits() -> None:
 
 @app.command("patch")
 def patch_command(
+    ctx: typer.Context,
     task: TaskOption = "error_type",
     contrast: ContrastOption = None,
     model: ModelOption = None,
@@ -130,15 +137,15 @@ def patch_command(
         typer.Option("--positions", help="each, or all at once [each; all for z]."),
     ] = None,
     layers: Annotated[str | None, typer.Option("--layers", help="Such as 0,6,12-18 [all].")] = None,
-    n_pairs: PairsOption = 12,
+    n_pairs: PairsOption = None,
     pairs_file: Annotated[
         Path | None,
         typer.Option(
             "--pairs-file", help="Your own pairs: JSONL with clean, corrupted, answer, foil."
         ),
     ] = None,
-    split: SplitOption = "explored",
-    seed: SeedOption = 0,
+    split: SplitOption = None,
+    seed: SeedOption = None,
     prepend_bos: BosOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
@@ -154,9 +161,16 @@ def patch_command(
     # Here, because torch is slow to import and `--help` need not wait for it.
     from circuits.patch import check_words, patch
     from circuits.prompts import PromptPairs, read_pairs
-    from circuits.runs import check_new, default_folder
+    from circuits.runs import check_new, default_folder, sha256_of
     from circuits.task import PairsTask, check_contrast, load_task, require
 
+    drawing = {"--contrast": contrast, "--n-pairs": n_pairs, "--split": split, "--seed": seed}
+    given = [name for name, value in drawing.items() if value is not None]
+    if pairs_file and given:
+        raise CircuitsError(
+            f"{', '.join(given)} draw pairs from a task and contradict --pairs-file: leave them "
+            "out."
+        )
     own = read_pairs(pairs_file) if pairs_file else None
     chosen = load_task(task)
     folder = out or default_folder("custom" if own else chosen.name, "patch")
@@ -179,15 +193,18 @@ def patch_command(
             positions=positions,
             layers=numbers,
             contrast=contrast,
-            n_pairs=n_pairs,
-            split=split,
-            seed=seed,
+            n_pairs=n_pairs or 12,
+            split=split or "explored",
+            seed=seed or 0,
             prepend_bos=prepend_bos,
             batch_size=batch_size,
             force=force,
             keep_parts=folder.parent,
         )
-    result.record["command"] = ["circuits", *sys.argv[1:]]
+    result.record["command"] = ctx.obj
+    if pairs_file:
+        result.record["pairs_file"] = str(pairs_file)
+        result.record["pairs_file_sha256"] = sha256_of(pairs_file)
     result.save(folder)
     print_patch(result)
     console.print(f"Saved {folder}; open {folder}/heatmap.html", highlight=False, markup=False)
@@ -253,15 +270,18 @@ def print_patch(result: PatchResult) -> None:
 def _print_where(result: PatchResult) -> None:
     alignment = result.alignments()[0]
     others = len(result.prompts) - len(alignment.pairs)
-    title = f"Where it sits (mean of {len(alignment.pairs)} pairs that line up"
-    table = Table(title=title + (f"; {others} others in the files)" if others else ")"))
-    for column in ("place", "token", "layers at 20% and more", "largest share", "at layer"):
+    unit = "of the gap" if result.value == "share" else f"in {result.record['metric']}"
+    title = f"Where it sits: effect {unit}, {len(alignment.pairs)} pairs that line up"
+    table = Table(title=title + (f" ({others} others are in the files)" if others else ""))
+    reach = "20% and more" if result.value == "share" else "a fifth of the largest"
+    for column in ("place", "token", f"layers with {reach}", "strongest", "at layer"):
         table.add_column(column)
+    form = ".0%" if result.value == "share" else "+.3f"
     for row in result.where().to_dict("records"):
         table.add_row(
             *_place(result, row["position"], row["head"]),
             str(row["layers"]),
-            f"{row['share']:.0%} [{row['share_low']:.0%}, {row['share_high']:.0%}]",
+            _escaped(_interval(row["peak"], row["low"], row["high"], form)),
             str(row["peak_layer"]),
         )
     console.print(table)
@@ -298,6 +318,10 @@ def _print_moves(result: PatchResult) -> None:
 
 
 def interval(summary: Any, form: str = "+.2f") -> str:
-    """A summary as text, "+0.43 [+0.40, +0.46]"."""
-    value, low, high = (format(float(v), form) for v in (summary.value, summary.low, summary.high))
-    return f"{value} [{low}, {high}]"
+    """A summary as text, "+0.43 [+0.40, +0.46]"; without brackets where one pair gives none."""
+    return _interval(float(summary.value), float(summary.low), float(summary.high), form)
+
+
+def _interval(value: float, low: float, high: float, form: str) -> str:
+    bounds = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{bounds}"

@@ -29,19 +29,40 @@ class MetricError(CircuitsError):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a metric may compare logits with, one entry a row.
+    """What a metric may compare logits with.
 
-    answer, foil: token ids.
-    clean_logprobs: log probabilities of the row's clean run at the last position.
+    answer, foil: token ids, one a row.
+    pair_logprobs: log probabilities of the clean runs at the last position, one row a pair.
+    pair: for each row, its pair.
     """
 
     answer: Int[Tensor, " row"]
     foil: Int[Tensor, " row"]
-    clean_logprobs: Float[Tensor, "row vocab"]
+    pair_logprobs: Float[Tensor, "pair vocab"]
+    pair: Int[Tensor, " row"]
+
+    @property
+    def clean_logprobs(self) -> Float[Tensor, "row vocab"]:
+        """Log probabilities of each row's clean run; gathered only when a metric asks for them."""
+        return self.pair_logprobs[self.pair]
 
     def rows(self, index: Int[Tensor, " picked"]) -> Targets:
         """The targets of the rows at `index`."""
-        return Targets(self.answer[index], self.foil[index], self.clean_logprobs[index])
+        return Targets(self.answer[index], self.foil[index], self.pair_logprobs, self.pair[index])
+
+    @classmethod
+    def of(
+        cls,
+        answer: Int[Tensor, " pair"],
+        foil: Int[Tensor, " pair"],
+        clean: Float[Tensor, "pair v"],
+    ) -> Targets:
+        """The targets of pairs whose clean runs have the logits `clean`."""
+        device = clean.device
+        logprobs = torch.log_softmax(clean.float(), -1)
+        return cls(
+            answer.to(device), foil.to(device), logprobs, torch.arange(len(answer), device=device)
+        )
 
 
 Metric = Callable[[Tensor, Targets], Tensor]
@@ -176,8 +197,3 @@ def summarise_ratio(
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     return Summary(value, low.reshape(value.shape), high.reshape(value.shape))
-
-
-def clean_logprobs(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
-    """Log probabilities in float32, as `Targets` wants them."""
-    return torch.log_softmax(logits.float(), -1)

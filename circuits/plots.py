@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from circuits.errors import CircuitsError
+from circuits.patch.result import count
 
 if TYPE_CHECKING:
     from circuits.patch.result import Alignment, PatchResult
@@ -65,12 +66,10 @@ def token_labels(
 def patch_heatmap(result: PatchResult, alignment: Alignment, value: str | None) -> go.Figure:
     """The picture of a sweep; see `PatchResult.heatmap`."""
     record = result.record
-    column = value or ("share" if record["metric"] == "logit_difference" else "effect")
+    column = value or result.value
     if column not in ("share", "effect"):
         raise PlotError(f"unknown value {column!r}: expected share or effect.")
     table: Any = result.summary(alignment)  # pandas' stubs know too little of pivots
-    if np.isnan(table[column].to_numpy(dtype=float)).all():
-        column = "effect"  # the gap is too small for shares
     heads, each = record["site"] == "z", record["positions_patched"] == "each"
     if heads and each:
         return _head_by_position(result, alignment, table, column)
@@ -191,22 +190,22 @@ def _figure(
     else:
         done = f"corrupted {record['site']} put into the clean run"
         sign = "positive (blue) = toward clean, lost by the patch"
-    count = f"{len(alignment.pairs)} pair{'s' if len(alignment.pairs) > 1 else ''}"
+    answers = html.escape(result.prompts.named_answers(), quote=False)
     template = f", template {alignment.template}" if alignment.template else ""
     contrast = f" {record['contrast']}" if record["contrast"] else ""
     figure.update_layout(
         title={
             "text": (
                 f"<b>{record['task']}{contrast}</b>, {record['model']}: {done} "
-                f"({record['direction']})<br><sup>{what[column]}, mean of {count}"
-                f"{template}; {sign}{note}</sup>"
+                f"({record['direction']})<br><sup>{what[column]}, mean of "
+                f"{count(len(alignment.pairs), 'pair')}{template}; {sign}{note}<br>{answers}</sup>"
             ),
             "x": 0.01,
             "font": {"size": 15},
         },
         width=_WIDTH,
-        height=max(360, 160 + 17 * len(y)),
-        margin={"l": 65, "r": 20, "t": 70, "b": 100},
+        height=max(380, 180 + 17 * len(y)),
+        margin={"l": 65, "r": 20, "t": 90, "b": 100},
         template="plotly_white",
     )
     ticks, angle, size = _ticks(x)

@@ -64,9 +64,19 @@ class PairGroup:
     answer: Int[Tensor, " pair"]
     foil: Int[Tensor, " pair"]
 
-    def first_difference(self) -> int:
-        """The first position at which any pair of the group differs."""
-        return int((self.clean != self.corrupted).any(0).int().argmax())
+    def part(self, rows: slice) -> PairGroup:
+        """Some of the pairs."""
+        return PairGroup(
+            self.indices[rows],
+            self.clean[rows],
+            self.corrupted[rows],
+            self.answer[rows],
+            self.foil[rows],
+        )
+
+    def first_differences(self) -> Int[Tensor, " pair"]:
+        """For each pair, the first position at which its tokens differ."""
+        return (self.clean != self.corrupted).int().argmax(1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class PromptPairs:
     answer_tokens, foil_tokens: the first token of the answer and of the foil.
     answers, foils: those tokens as text, so that an answer of several tokens is named by what is
         really measured (` Syntax` for ` SyntaxError`).
+    answer_texts, foil_texts: answer and foil as they were given.
     positions: named positions as token indices, the same in both prompts of a pair.
     prepend_bos: whether a beginning-of-text token stands first.
     """
@@ -86,6 +97,8 @@ class PromptPairs:
     foil_tokens: tuple[int, ...]
     answers: tuple[str, ...]
     foils: tuple[str, ...]
+    answer_texts: tuple[str, ...]
+    foil_texts: tuple[str, ...]
     clean_strings: tuple[tuple[str, ...], ...]
     corrupted_strings: tuple[tuple[str, ...], ...]
     positions: tuple[Mapping[str, int], ...]
@@ -129,15 +142,13 @@ class PromptPairs:
     def __len__(self) -> int:
         return len(self.clean_tokens)
 
-    def subset(self, indices: Sequence[int]) -> PromptPairs:
-        """The pairs at `indices`, in that order."""
-        picked: dict[str, Any] = {
-            name: tuple(getattr(self, name)[i] for i in indices)
-            if isinstance(getattr(self, name), tuple)
-            else getattr(self, name)
-            for name in self.__dataclass_fields__
-        }
-        return PromptPairs(**picked)
+    def named_answers(self) -> str:
+        """What is measured, such as "answer ' Zero' (first token of ' ZeroDivisionError'), foil
+        ' TypeError'"; of several answers the first three."""
+        return (
+            f"answer {_named(self.answers, self.answer_texts)}, "
+            f"foil {_named(self.foils, self.foil_texts)}"
+        )
 
     def groups(self, size: int | None = None) -> Iterator[PairGroup]:
         """Yield the pairs by token length, shortest first, at most `size` at a time."""
@@ -190,6 +201,8 @@ class PromptPairs:
             foil_tokens=tuple(foil),
             answers=strings(answer),
             foils=strings(foil),
+            answer_texts=tuple(p.answer for p in pairs),
+            foil_texts=tuple(p.foil for p in pairs),
             clean_strings=tuple(strings(ids) for ids in clean),
             corrupted_strings=tuple(strings(ids) for ids in corrupted),
             positions=tuple(
@@ -198,6 +211,15 @@ class PromptPairs:
             templates=tuple(p.template for p in pairs),
             prepend_bos=bos,
         )
+
+
+def _named(tokens: Sequence[str], texts: Sequence[str]) -> str:
+    found = dict.fromkeys(zip(tokens, texts, strict=True))
+    shown = [
+        repr(token) if token.strip() == text.strip() else f"{token!r} (first token of {text!r})"
+        for token, text in list(found)[:3]
+    ]
+    return ", ".join(shown) + (", ..." if len(found) > 3 else "")
 
 
 class _Strings:
@@ -216,6 +238,11 @@ class _Strings:
 
 def resolve_bos(tokenizer: Any, prepend_bos: bool | None) -> bool:
     """What `prepend_bos=None` means for this tokenizer; raises where True cannot be done."""
+    if tokenizer is None:
+        raise PromptError(
+            "this model has no tokenizer, so text cannot be given to it: load it with "
+            "load_model(model, tokenizer=...), or make PromptPairs from token ids."
+        )
     if prepend_bos is None:
         ids = tokenizer("a")["input_ids"]
         return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
@@ -285,7 +312,12 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise PromptError(f"the pairs file {path} does not exist.")
     needed = ("clean", "corrupted", "answer", "foil")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"the pairs file {path} cannot be read as UTF-8: {error}.") from error
+    # Not splitlines(): JSON texts may hold other line separators of Unicode.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:

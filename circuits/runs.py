@@ -27,6 +27,7 @@ from circuits.errors import CircuitsError
 
 RUN_JSON = "run.json"
 SCORES = "scores.parquet"
+_PARTS_LIVE = 14 * 24 * 3600  # seconds that the parts of an interrupted run are kept
 FORMAT = 1  # of run.json; raised when a reader of the old one would misread it
 
 SIGN_CONVENTION = (
@@ -77,7 +78,7 @@ def new_run(folder: Path) -> Iterator[Path]:
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder.parent)
-    prefix = f".partial-{os.getpid()}-"
+    prefix = f".partial-{platform.node()}-{os.getpid()}-"
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         yield work
@@ -89,10 +90,14 @@ def new_run(folder: Path) -> Iterator[Path]:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove what killed processes left behind."""
-    for left in parent.glob(".partial-*-*"):
-        process = left.name.split("-")[1]
-        if process.isdigit() and not _alive(int(process)):
+    """Remove what killed processes of this machine left behind, and parts nobody came back for."""
+    here = f".partial-{platform.node()}-"
+    for left in parent.glob(".partial-*"):
+        process = left.name.removeprefix(here).split("-")[0]
+        if left.name.startswith(here) and process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    for left in parent.glob(".parts-*"):
+        if time.time() - left.stat().st_mtime > _PARTS_LIVE:
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -104,6 +109,12 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Parts:
@@ -131,7 +142,7 @@ class Parts:
     def put(self, number: int, table: pd.DataFrame) -> None:
         """Keep a part; whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        work = self.folder / f"{number}.writing"
+        work = self.folder / f"{number}.{platform.node()}-{os.getpid()}"
         table.to_parquet(work, index=False)
         work.rename(self.folder / f"{number}.parquet")
 
@@ -155,6 +166,8 @@ def read_record(folder: Path | str) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RunError(f"{path} is damaged ({error}): run it again.") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{path} is damaged (it holds no object): run it again.")
     if record.get("format") != FORMAT:
         raise RunError(
             f"{path} has the format {record.get('format')!r}, this version reads {FORMAT}: run it "

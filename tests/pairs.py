@@ -39,6 +39,8 @@ def from_tokens(
         foil_tokens=tuple(foil.tolist()),
         answers=tuple(f"<{t}>" for t in answer.tolist()),
         foils=tuple(f"<{t}>" for t in foil.tolist()),
+        answer_texts=tuple(f"<{t}>" for t in answer.tolist()),
+        foil_texts=tuple(f"<{t}>" for t in foil.tolist()),
         clean_strings=strings(clean),
         corrupted_strings=strings(corrupted),
         positions=({"END": length - 1},) * count,

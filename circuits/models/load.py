@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from circuits.models.adapters import ModelError
 from circuits.models.check import check_model
-from circuits.models.embedded import EMBEDDED_NAME, embedded_model_folder, sha256_of
+from circuits.models.embedded import EMBEDDED_NAME, embedded_model_folder
 from circuits.models.hooked import HookedModel
+from circuits.runs import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def load_model(
     *,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     name: str | None = None,
 ) -> HookedModel:
     """Load a model and check it (`circuits.models.check`).
@@ -42,13 +44,23 @@ def load_model(
         Face format; or an object: a `TransformerBridge`, a `HookedTransformer`, or a Hugging Face
         model together with `tokenizer`.
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU when there is one.
-    dtype: float32, bfloat16, float16 or float64; objects keep the type they have.
+    dtype: float32 (None), bfloat16, float16 or float64.
     name: how records call a model given as an object.
-    Raises `ModelError` when there is no such model, folder, device or type.
+
+    Objects keep their device and type, for which device and dtype must be None. They are used as
+    they are and changed: gradients of their parameters are switched off, and a Hugging Face model
+    gets TransformerLens' hooks into its layers and explicit ("eager") attention.
+    Raises `ModelError` when there is no such model, folder, device or type, when the model is not
+    causal, and for options that contradict each other.
     """
     if model is None or isinstance(model, (str, Path)):
-        place, kind = find_device(device), find_dtype(dtype)
+        place, kind = find_device(device), find_dtype(dtype or "float32")
         return _load_named(str(model or EMBEDDED_NAME), tokenizer, place, kind)
+    if device is not None or dtype is not None:
+        raise ModelError(
+            "device and dtype are for models loaded by name; an object keeps its own: move it with "
+            "model.to(device, dtype) before."
+        )
     if tokenizer is not None:
         tokenizer = with_folder(tokenizer)
     if _is_hugging_face(model):
@@ -74,10 +86,11 @@ def find_device(device: str | torch.device | None) -> torch.device:
         raise ModelError(f"unknown device {device!r}: expected cpu, cuda or cuda:N.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} is asked for, but PyTorch sees no GPU: use cpu.")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"there is no {device!r}: this machine has {torch.cuda.device_count()} GPUs."
-        )
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used on this machine: {reason}") from error
     return found
 
 
@@ -99,17 +112,17 @@ def _load_named(name: str, tokenizer: Any, device: torch.device, dtype: torch.dt
     transformers_logging.disable_progress_bar()
     try:
         # Attention is computed by the Bridge, which needs the explicit mask of "eager".
-        hf_model = AutoModelForCausalLM.from_pretrained(
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation="eager"
         )
         tokenizer = with_folder(tokenizer) if tokenizer else AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(_not_loaded(name, source, error)) from error
     finally:
         if noisy:
             transformers_logging.enable_progress_bar()
     digest = _sha256_of_source(source)
-    bridge = _bridge(_moved(hf_model, device), tokenizer, source)
+    bridge = _bridge(hf_model.to(device), tokenizer, source)
     return _checked(HookedModel(bridge, name=shown, sha256=digest, tokenizer=tokenizer))
 
 
@@ -123,10 +136,6 @@ def _checked(model: HookedModel) -> HookedModel:
             found.failure or f"off by {found.resume_error:.2g}, {found.allowed:.2g} is allowed",
         )
     return model
-
-
-def _moved(model: Any, device: torch.device) -> Any:
-    return model.to(device)
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -164,6 +173,11 @@ def _not_loaded(name: str, source: str, error: Exception) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
     hint = f" Similar names: {', '.join(near)}." if near and name not in near else ""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return (
+            f"the model folder {name} could not be loaded: {reason} It needs whole weights "
+            "(*.safetensors), config.json, and the tokenizer's files."
+        )
     return (
         f"the model {name!r} could not be loaded from {source!r}: {reason}{hint} Names of the hub "
         "need a network (and an account for gated models); without one, use the embedded model or "

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from circuits.errors import CircuitsError
-from circuits.metrics import summarise_mean, summarise_ratio
+from circuits.metrics import SMALLEST_GAP, summarise_mean, summarise_ratio
 from circuits.prompts import PromptPairs
 from circuits.runs import (
     Parts,
+    RunError,
     default_folder,
     new_run,
     read_record,
@@ -71,10 +72,13 @@ class PatchResult:
 
     def alignments(self) -> list[Alignment]:
         """Groups of pairs that may be averaged position by position, largest first."""
-        found: dict[tuple[str, int], list[int]] = {}
+        found: dict[tuple[str, int, Any], list[int]] = {}
         for i, tokens in enumerate(self.prompts.clean_tokens):
-            found.setdefault((self.prompts.templates[i], len(tokens)), []).append(i)
-        made = [Alignment(t, n, tuple(pairs)) for (t, n), pairs in found.items()]
+            template, other = self.prompts.templates[i], self.prompts.corrupted_tokens[i]
+            # Without a template, what lines up is told by the positions that differ.
+            differ = tuple(p for p, t in enumerate(tokens) if t != other[p]) if not template else ()
+            found.setdefault((template, len(tokens), differ), []).append(i)
+        made = [Alignment(t, n, tuple(pairs)) for (t, n, _), pairs in found.items()]
         return sorted(made, key=lambda a: -len(a.pairs))
 
     def _chosen(self, alignment: Alignment | None) -> Alignment:
@@ -149,31 +153,47 @@ class PatchResult:
         clean, corrupted = self.prompts.clean_strings, self.prompts.corrupted_strings
         return [(at(clean, p), at(corrupted, p)) for p in range(length)]
 
+    @property
+    def value(self) -> str:
+        """What tables and pictures show: "share" of the gap for the logit difference, "effect" in
+        units of the metric for other metrics and where the gap is too small for shares."""
+        gap = np.array(self.record["logit_difference_clean"])
+        gap = (gap - np.array(self.record["logit_difference_corrupted"])).mean()
+        is_ld = self.record["metric"] == "logit_difference"
+        return "share" if is_ld and abs(gap) >= SMALLEST_GAP else "effect"
+
     def where(self, threshold: float = 0.2, alignment: Alignment | None = None) -> pd.DataFrame:
-        """Where the effect sits: one row a place (position or head) that anywhere reaches
-        `threshold` of the gap, with the layers at which it does and its largest share."""
-        table = self.summary(alignment)
+        """Where the effect sits: one row a place (position or head), strongest first.
+
+        A place is listed when somewhere |share| reaches `threshold` (for effects: `threshold` of
+        the largest one), with the layers at which it does. `peak`, with its interval, is its
+        strongest value, of either sign; positive means toward clean.
+        """
+        table: Any = self.summary(alignment)  # pandas' stubs know too little of columns
+        value = self.value
+        strength = table[value].abs()
+        bound = threshold * (1.0 if value == "share" else float(strength.max()))
         rows = []
         for _, part in table.groupby(["position", "head"], dropna=False):
-            strong = part[part["share"] >= threshold]
+            strong = part.loc[strength[part.index] >= max(bound, 1e-12)]
             if strong.empty:
                 continue
-            best = part.loc[part["share"].idxmax()]
+            best = strength[part.index].idxmax()
             rows.append(
                 {
-                    "position": best["position"],
-                    "head": best["head"],
+                    "position": part["position"].iloc[0],
+                    "head": part["head"].iloc[0],
                     "layers": _ranges([int(layer) for layer in strong["layer"]]),
-                    "peak_layer": int(best["layer"]),
-                    "share": float(best["share"]),
-                    "share_low": float(best["share_low"]),
-                    "share_high": float(best["share_high"]),
+                    "peak_layer": int(part.at[best, "layer"]),
+                    "peak": float(part.at[best, value]),
+                    "low": float(part.at[best, f"{value}_low"]),
+                    "high": float(part.at[best, f"{value}_high"]),
                 }
             )
-        columns = ["position", "head", "layers", "peak_layer", "share", "share_low", "share_high"]
+        columns = "position head layers peak_layer peak low high".split()
         found = pd.DataFrame(rows, columns=pd.Index(columns))
         found = found.astype({"position": "Int64", "head": "Int64"})
-        return found.sort_values("share", ascending=False, ignore_index=True)
+        return found.sort_values("peak", key=abs, ascending=False, ignore_index=True)
 
     def moves(self, alignment: Alignment | None = None) -> pd.DataFrame:
         """Where the effect moves: the layers between which another position comes to hold the
@@ -181,16 +201,16 @@ class PatchResult:
 
         `before` is the last layer at which the old position still holds its typical share (at least
         half of its own largest one), `after` the first at which the new one holds at least half of
-        its largest. Empty when positions were patched all at once or the site is z.
+        its largest. Empty unless the residual stream was patched position by position: the other
+        sites hold contributions, which do not travel.
         """
         columns = "before after from_position to_position from_share_before from_share_after "
         columns += "to_share_before to_share_after"
         empty = pd.DataFrame(columns=pd.Index(columns.split()))
-        if self.record["positions_patched"] == "all" or self.record["site"] == "z":
+        stream = str(self.record["site"]).startswith("resid_")
+        if self.record["positions_patched"] == "all" or not stream or self.value != "share":
             return empty
         grid = self.summary(alignment).pivot(index="layer", columns="position", values="share")
-        if grid.isna().all(axis=None):
-            return empty
         layers = [int(layer) for layer in grid.index]
         best = grid.idxmax(axis=1)
         rows = []
@@ -236,7 +256,12 @@ class PatchResult:
         """Read a run back; the same object as the one that was saved."""
         record = read_record(folder)
         record.pop("format")
-        prompts = _prompts_of(record)
+        try:
+            prompts = _prompts_of(record)
+        except (KeyError, TypeError) as error:
+            raise RunError(
+                f"{folder} is not a whole patching run: {error} is missing from run.json."
+            ) from error
         return cls(read_scores(folder), prompts, record)
 
     def _repr_html_(self) -> str:
@@ -250,7 +275,8 @@ class PatchResult:
         what = f"{record['task']}{_in_brackets(record['contrast'])}"
         return (
             f"{what} on {record['model']}: {record['direction']} {record['site']}, "
-            f"{len(self.prompts)} pairs"
+            f"{record['metric']}, {count(len(self.prompts), 'pair')}, "
+            f"{self.prompts.named_answers()}"
         )
 
 
@@ -285,6 +311,11 @@ def _ranges(layers: Sequence[int]) -> str:
         else:
             parts.append([layer, layer])
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def count(number: int, thing: str) -> str:
+    """ "1 pair", "2 pairs"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _in_brackets(text: str | None) -> str:

@@ -22,29 +22,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from circuits.errors import CircuitsError
-from circuits.metrics import (
-    Metric,
-    Targets,
-    clean_logprobs,
-    evaluate,
-    find_metric,
-    logit_difference,
-    recovery,
-)
+from circuits.metrics import Metric, Targets, find_metric, recovery
 from circuits.models.hooked import HookedModel
 from circuits.models.patches import Patches
-from circuits.patch.ability import CannotDo, assess
+from circuits.patch.ability import CannotDo, assess, baselines, in_halves, score
 from circuits.patch.result import PatchResult
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.sites import Site, SiteKind, parse_kind
-from circuits.task import Inputs, InputsTask, PairsTask, Task, require
+from circuits.task import Inputs, InputsTask, PairsTask, Task, check_contrast, require
 
 Direction = Literal["denoising", "noising"]
 Positions = Literal["each", "all"]
@@ -77,6 +69,7 @@ def patch(
     model: HookedModel,
     prompts: Task | PromptPairs,
     *,
+    pairs: PromptPairs | None = None,
     site: str = "resid_pre",
     direction: str = "denoising",
     metric: str | Metric = "logit_difference",
@@ -94,8 +87,9 @@ def patch(
 ) -> PatchResult:
     """Patch every layer and position (or head), one at a time, on every pair.
 
-    prompts: a task (its pairs are drawn with `contrast`, `n_pairs`, `split`, `seed`, `prepend_bos`)
-        or `PromptPairs` of your own, for which those five are not used.
+    prompts: a task, whose pairs are drawn with `contrast`, `n_pairs`, `split`, `seed` and
+        `prepend_bos`; or `PromptPairs` of your own, for which those five are not used.
+    pairs: with a task, pairs drawn from it before, instead of drawing them here.
     site: resid_pre, resid_mid, resid_post, attn_out, mlp_out or z (attention heads' outputs).
     direction: "denoising" runs the corrupted prompt with clean values put in; "noising" the
         reverse.
@@ -108,7 +102,7 @@ def patch(
     force: patch even when the model cannot do the contrast.
     keep_parts: a folder in which finished pairs are kept while the sweep runs, so that the same
         call finds them after an interruption; `PatchResult.save` removes them. Not used with a
-        metric of your own, whose code cannot be compared.
+        metric of your own or a task that makes its own embeddings, which cannot be compared.
 
     Returns a `PatchResult` with one row a pair and cell. Raises, before any patched run:
     `SiteError` (unknown site, or one that the model lacks), `MetricError`, `SweepError`,
@@ -116,20 +110,19 @@ def patch(
     """
     started = time.perf_counter()
     options = _check(model, site, direction, metric, positions, layers, batch_size)
-    inputs_task: InputsTask | None = None
-    name = "custom"
-    if isinstance(prompts, PromptPairs):
-        pairs = prompts
-    else:
-        inputs_task = prompts if isinstance(prompts, InputsTask) else None
-        name = prompts.name
-        task = require(prompts, PairsTask, "patching")
-        contrast = contrast or task.default_contrast
+    task = None if isinstance(prompts, PromptPairs) else require(prompts, PairsTask, "patching")
+    drawn = task is not None and pairs is None
+    if task is not None and drawn:
+        contrast = check_contrast(task, contrast)
         pairs = task.pairs(
             model, contrast=contrast, n=n_pairs, seed=seed, split=split, prepend_bos=prepend_bos
         )
-    sweep = _Sweep(model, pairs, options, inputs_task)
-    ability = assess(sweep.clean_ld, sweep.corrupted_ld)
+    elif isinstance(prompts, PromptPairs):
+        pairs, contrast = prompts, None
+    assert pairs is not None
+    name = task.name if task else "custom"
+    sweep = _Sweep(model, pairs, options, task if isinstance(task, InputsTask) else None)
+    ability = assess(sweep.base.clean_ld, sweep.base.corrupted_ld)
     if ability.problem and not force:
         raise CannotDo(
             f"{model.name} cannot do {name}{f' ({contrast})' if contrast else ''}: "
@@ -137,7 +130,7 @@ def patch(
             "or force it."
         )
     parts = None
-    if keep_parts is not None and not callable(metric):
+    if keep_parts is not None and not callable(metric) and not isinstance(task, InputsTask):
         parts = Parts(keep_parts, sweep.identity())
     scores = sweep.run(progress, parts)
     record: dict[str, Any] = {
@@ -153,15 +146,16 @@ def patch(
         "positions_patched": options.positions,
         "direction": options.direction,
         "metric": options.metric_name,
-        "split": None if isinstance(prompts, PromptPairs) else split,
-        "seed": None if isinstance(prompts, PromptPairs) else seed,
+        "batch_size": batch_size,
+        "split": split if drawn else None,
+        "seed": seed if drawn else None,
         "sign_convention": SIGN_CONVENTION,
         "forced": bool(ability.problem),
         "ability": ability.problem or "can do",
-        "metric_clean": sweep.clean_metric.tolist(),
-        "metric_corrupted": sweep.corrupted_metric.tolist(),
-        "logit_difference_clean": sweep.clean_ld.tolist(),
-        "logit_difference_corrupted": sweep.corrupted_ld.tolist(),
+        "metric_clean": sweep.base.clean_metric.tolist(),
+        "metric_corrupted": sweep.base.corrupted_metric.tolist(),
+        "logit_difference_clean": sweep.base.clean_ld.tolist(),
+        "logit_difference_corrupted": sweep.base.corrupted_ld.tolist(),
         "model_check": model.check.as_dict() if model.check else None,
         "resumed": model.can_resume,
         "versions": versions(),
@@ -223,33 +217,12 @@ class _Sweep:
         inputs_task: InputsTask | None,
     ) -> None:
         self.model, self.pairs, self.plan, self._inputs_task = model, pairs, plan, inputs_task
-        count = len(pairs)
-        self.clean_ld, self.corrupted_ld = np.zeros(count), np.zeros(count)
-        self.clean_metric, self.corrupted_metric = np.zeros(count), np.zeros(count)
-        for group in pairs.groups(_PAIRS_AT_ONCE):
-            self._baselines(group)
+        self.base = baselines(model, pairs, plan.metric, self._inputs, _PAIRS_AT_ONCE)
 
     def _inputs(self, tokens: Tensor) -> Inputs:
         if self._inputs_task is None:
             return Inputs(tokens)
         return self._inputs_task.inputs(self.model, tokens)
-
-    def _targets(self, group: PairGroup, clean: Float[Tensor, "pair vocab"]) -> Targets:
-        device = clean.device
-        return Targets(group.answer.to(device), group.foil.to(device), clean_logprobs(clean))
-
-    def _score(self, logits: Tensor, targets: Targets) -> tuple[NDArray[Any], NDArray[Any]]:
-        metric = evaluate(self.plan.metric, logits.float(), targets)
-        difference = logit_difference(logits.float(), targets)
-        return metric.double().cpu().numpy(), difference.double().cpu().numpy()
-
-    def _baselines(self, group: PairGroup) -> None:
-        where = list(group.indices)
-        clean = self.model.run(self._inputs(group.clean))
-        corrupted = self.model.run(self._inputs(group.corrupted))
-        targets = self._targets(group, clean)
-        self.clean_metric[where], self.clean_ld[where] = self._score(clean, targets)
-        self.corrupted_metric[where], self.corrupted_ld[where] = self._score(corrupted, targets)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the scores depend on."""
@@ -259,7 +232,6 @@ class _Sweep:
             "prompts": asdict(self.pairs),
             "plan": [self.plan.kind, self.plan.layers, self.plan.direction, self.plan.positions],
             "metric": self.plan.metric_name,
-            "baselines": [self.clean_ld, self.corrupted_ld],
             "pairs_at_once": _PAIRS_AT_ONCE,
             "versions": versions(),
         }
@@ -267,8 +239,7 @@ class _Sweep:
     def run(self, progress: bool, parts: Parts | None = None) -> pd.DataFrame:
         """All cells of all pairs, as the table of `PatchResult`."""
         groups = list(self.pairs.groups(_PAIRS_AT_ONCE))
-        cells = [_Cells(self.model, self.plan, group) for group in groups]
-        total = sum(c.n_rows for c in cells)
+        total = sum(_Cells(self.model, self.plan, group).n_rows for group in groups)
         tables = []
         bar = tqdm(
             total=total,
@@ -278,41 +249,47 @@ class _Sweep:
             smoothing=0.05,
         )
         with bar:
-            for number, (group, todo) in enumerate(zip(groups, cells, strict=True)):
+            for number, group in enumerate(groups):
                 table = parts.get(number) if parts else None
                 if table is None:
-                    table = self._run_group(group, todo, bar)
+                    halves = in_halves(group, lambda part: self._run_group(part, bar))
+                    table = pd.concat(halves, ignore_index=True)
                     if parts:
                         parts.put(number, table)
                 else:
-                    bar.update(todo.n_rows)
+                    bar.update(_Cells(self.model, self.plan, group).n_rows)
                 tables.append(table)
         order = ["pair", "layer", "position", "head"]
         return pd.concat(tables, ignore_index=True).sort_values(order, ignore_index=True)
 
-    def _run_group(self, group: PairGroup, cells: _Cells, bar: Any) -> pd.DataFrame:
+    def _run_group(self, group: PairGroup, bar: Any) -> pd.DataFrame:
         noising = self.plan.direction == "noising"
-        source, target = (
-            (group.corrupted, group.clean) if noising else (group.clean, group.corrupted)
-        )
-        source_logits, values = self.model.cache(
-            self._inputs(source), self.plan.sites, first=cells.first
-        )
-        baseline = self.model.baseline(self._inputs(target), first=cells.first)
-        targets = self._targets(group, baseline.logits if noising else source_logits)
+        clean, corrupted = self._inputs(group.clean), self._inputs(group.corrupted)
+        source, target = (corrupted, clean) if noising else (clean, corrupted)
+        cells = _Cells(self.model, self.plan, group, _first_slots(clean, corrupted))
+        source_logits, values = self.model.cache(source, self.plan.sites, first=cells.first)
+        baseline = self.model.baseline(target, first=cells.first)
+        clean_logits = baseline.logits if noising else source_logits
+        targets = Targets.of(group.answer, group.foil, clean_logits)
         where = np.array(group.indices)
         if noising:
-            metric, difference = self.clean_metric[where], self.clean_ld[where]
+            metric, difference = self.base.clean_metric[where], self.base.clean_ld[where]
         else:
-            metric, difference = self.corrupted_metric[where], self.corrupted_ld[where]
+            metric, difference = self.base.corrupted_metric[where], self.base.corrupted_ld[where]
         # Cells that are not run keep the baseline of the run that is patched.
         metric, difference = metric[cells.pair], difference[cells.pair]
         row_pairs = cells.row_pairs()
+
+        def read(rows: Tensor, logits: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+            mine = row_pairs[rows].to(logits.device)
+            return score(self.plan.metric, logits, targets.rows(mine))
+
         patches = cells.patches(values)
-        for rows, logits in self.model.resume(baseline, row_pairs, patches, self.plan.batch_size):
-            row_targets = targets.rows(row_pairs[rows].to(logits.device))
+        for rows, found in self.model.resume(
+            baseline, row_pairs, patches, self.plan.batch_size, read
+        ):
             at = cells.cell_of_row[rows.numpy()]
-            metric[at], difference[at] = self._score(logits, row_targets)
+            metric[at], difference[at] = found
             bar.update(len(rows))
         return self._table(group, cells, metric, difference)
 
@@ -342,19 +319,41 @@ class _Sweep:
                 "token_corrupted": None if whole else corrupted[cells.pair, cells.position],
                 "metric": metric,
                 "logit_difference": difference,
-                "recovery": recovery(difference, self.clean_ld[pair], self.corrupted_ld[pair]),
+                "recovery": recovery(
+                    difference, self.base.clean_ld[pair], self.base.corrupted_ld[pair]
+                ),
             }
         )
 
 
+def _first_slots(clean: Inputs, corrupted: Inputs) -> NDArray[Any] | None:
+    """For each pair, the first position whose overwritten embedding differs (or a large number)."""
+    if clean.embeddings is None or corrupted.embeddings is None:
+        return None
+    differs = (clean.embeddings != corrupted.embeddings).any(-1).cpu().numpy()
+    slots = np.where(differs, np.array(clean.slots), np.iinfo(np.int64).max)
+    return slots.min(1)
+
+
 class _Cells:
     """The cells of one group of pairs: which pair, layer, position and head each one is, and which
-    of them have to be run (the others are exact zeros)."""
+    of them have to be run (the others are exact zeros).
 
-    def __init__(self, model: HookedModel, plan: _Plan, group: PairGroup) -> None:
+    first_slots: per pair, the first position whose embedding differs though its token may not.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        plan: _Plan,
+        group: PairGroup,
+        first_slots: NDArray[Any] | None = None,
+    ) -> None:
         self._plan, self._model = plan, model
         n_pairs, length = group.clean.shape
-        differs = (group.clean != group.corrupted).int().argmax(1).numpy()
+        differs = group.first_differences().numpy()
+        if first_slots is not None:
+            differs = np.minimum(differs, first_slots)
         self.first = int(differs.min())
         heads = np.arange(model.n_heads) if plan.kind == "z" else np.array([-1])
         places = np.arange(length) if plan.positions == "each" else np.array([-1])
@@ -419,7 +418,11 @@ class _Cells:
         if heads is None:
             picked = values[pair_index, place]
         else:
-            by_head = values.unflatten(2, (self._model.n_heads, -1))
+            by_head = rearrange(
+                values,
+                "pair position (head d_head) -> pair position head d_head",
+                head=self._model.n_heads,
+            )
             picked = by_head[pair_index, place, heads]
         return Patches(
             site,

@@ -75,9 +75,11 @@ class ErrorType:
             if len(chosen) == n:
                 break
         if len(chosen) < n:
+            which = template or f"{split} templates"
+            advice = "ask for fewer, or choose" if chosen else "choose"
             raise TaskError(
-                f"{found.name} has {len(chosen)} {split} pairs of equal length under the tokenizer "
-                f"of {model.name}, not {n}: ask for fewer, or choose another contrast."
+                f"{found.name} ({which}) has {len(chosen)} pairs that line up under the tokenizer "
+                f"of {model.name}, not {n}: {advice} another contrast."
             )
         check_labels([p.clean for p in chosen], [found.answer] * n)
         check_labels([p.corrupted for p in chosen], [found.foil] * n)

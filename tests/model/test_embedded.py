@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from circuits.models import embedded
 from circuits.models.embedded import EMBEDDED_NAME, EmbeddedModelError, embedded_model_folder
 from circuits.models.hooked import HookedModel
 from circuits.patch import CannotDo, assess, logit_differences, patch
+from circuits.runs import sha256_of
+from circuits.task import TaskError
 from tasks.error_type.task import aligned_pairs
 from tasks.error_type.templates import CONTRASTS
 
@@ -25,7 +28,7 @@ def test_it_is_checked_and_called_what_it_is(model: HookedModel) -> None:
     assert model.name == EMBEDDED_NAME == "smollm2-135m-instruct-q4"
     assert (model.n_layers, model.d_model, model.n_heads) == (30, 576, 9)
     assert model.check.failure == "" and model.can_resume and model.check.resume_error < 1e-4
-    manifest_digest = embedded.sha256_of(embedded_model_folder() / "model.safetensors")
+    manifest_digest = sha256_of(embedded_model_folder() / "model.safetensors")
     assert model.sha256 == manifest_digest
 
 
@@ -69,28 +72,31 @@ def test_a_damaged_cache_is_noticed_and_repaired(
     assert "model.safetensors has another checksum" in caplog.text
     assert embedded.manifest_fault(target) is None
     # The conversion is deterministic, and traces of killed ones are removed.
-    assert embedded.sha256_of(weights) == embedded.sha256_of(source / "model.safetensors")
+    assert sha256_of(weights) == sha256_of(source / "model.safetensors")
     assert not list(target.parent.glob(".*partial*"))
 
 
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
+        ("nothing", None),
         ("manifest.json", "no manifest"),
-        ("tokenizer.json", "tokenizer.json is missing"),
+        ("weights", "weights is missing"),
         ("text", "unreadable manifest"),
+        ("bytes", "weights has another checksum"),
     ],
 )
-def test_faults_of_a_cache(tmp_path: Path, spoil: str, fault: str) -> None:
-    for path in embedded_model_folder().iterdir():
-        if path.suffix in (".json", ".jinja"):
-            shutil.copy(path, tmp_path)
+def test_faults_of_a_cache(tmp_path: Path, spoil: str, fault: str | None) -> None:
+    (tmp_path / "weights").write_bytes(b"some weights")
+    manifest = {"sha256": {"weights": sha256_of(tmp_path / "weights")}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     if spoil == "text":
         (tmp_path / "manifest.json").write_text("{")
-    else:
+    elif spoil == "bytes":
+        (tmp_path / "weights").write_bytes(b"some_weights")
+    elif spoil != "nothing":
         (tmp_path / spoil).unlink()
-    found = embedded.manifest_fault(tmp_path)
-    assert found == fault or (spoil == "tokenizer.json" and found is not None)
+    assert embedded.manifest_fault(tmp_path) == fault
 
 
 def _fetch(tmp_path: Path, **environment: str) -> str:
@@ -154,6 +160,16 @@ def test_contrasts_it_can_and_cannot_do(model: HookedModel, contrast: str, can: 
     if not can:
         with pytest.raises(CannotDo, match=f"cannot do error_type .{contrast}"):
             patch(model, task, contrast=contrast, progress=False)
+
+
+def test_more_pairs_than_there_are(model: HookedModel) -> None:
+    task = load_task("error_type")
+    with pytest.raises(TaskError, match=r"has 360 pairs that line up .*, not 400: ask for fewer"):
+        task.pairs(model, n=400)
+    with pytest.raises(TaskError, match=r"has no template 'x', only minus\.executed"):
+        task.pairs(model, template="x")
+    with pytest.raises(TaskError, match=r"ioi has .* explored pairs .*, not 100000"):
+        load_task("ioi").pairs(model, n=100_000)
 
 
 def test_the_default_contrast_is_the_measured_one(model: HookedModel) -> None:

@@ -67,6 +67,18 @@ def test_heads_are_patched(model: HookedModel) -> None:
     assert result.heatmap().layout.xaxis.title.text == "attention head"
 
 
+def test_the_batch_size_moves_numbers_by_rounding_only(model: HookedModel) -> None:
+    """A millionth of the logits' size; products of other shapes round differently in float32."""
+    pairs = load_task("error_type").pairs(model, n=1)
+    size = float(model.run(torch.tensor(pairs.clean_tokens)).abs().max())
+    found = [
+        patch(model, pairs, layers=[12, 24], batch_size=n, progress=False).scores["metric"]
+        for n in (1, 7, None)
+    ]
+    assert (found[0] - found[1]).abs().max() < 2e-6 * size
+    assert (found[0] - found[2]).abs().max() < 2e-6 * size
+
+
 def test_memory_of_a_sweep_is_bounded(model: HookedModel) -> None:
     """However many pairs there are, only a few are held at a time."""
     from circuits.models.resume import Baseline

@@ -53,11 +53,17 @@ def test_a_run_from_the_command_line(
     out = tmp_path / "run"
     options = ["--pairs-file", folder / "pairs.jsonl", "--model", folder / "tiny", "--device"]
     status, shown, _ = run(capsys, "patch", *options, "cpu", "--out", out, "--force")
-    assert status == 0 and "denoising resid_pre, 3 pairs" in shown and str(out) in shown
+    assert (
+        status == 0
+        and "denoising resid_pre, logit_difference, 3 pairs" in shown
+        and str(out) in shown
+    )
     scores = pd.read_parquet(out / "scores.parquet")
     assert len(scores) == 4 * (5 + 5 + 6)
     record = json.loads((out / "run.json").read_text())
     assert record["task"] == "custom" and record["model"] == "tiny" and record["seed"] is None
+    assert record["pairs_file"].endswith("pairs.jsonl") and len(record["pairs_file_sha256"]) == 64
+    assert record["command"][:2] == ["circuits", "patch"]
     # Two lengths, two pictures.
     assert {p.name for p in out.iterdir()} == {
         "run.json",
@@ -67,6 +73,25 @@ def test_a_run_from_the_command_line(
     }
     status, again, _ = run(capsys, "show", out)
     assert status == 0 and again.splitlines()[:3] == shown.splitlines()[:3]
+
+
+def test_one_pair_is_shown_without_intervals(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({**PAIR, "answer": " red mat"}))
+    options = ["--pairs-file", one, "--model", folder / "tiny", "--force"]
+    status, shown, _ = run(capsys, "patch", *options, "--out", tmp_path / "run")
+    assert status == 0 and "1 pair," in shown and "nan" not in shown
+    assert "answer 'red' (first token of ' red mat'), foil 'log'" in " ".join(shown.split())
+
+
+def test_options_that_draw_pairs_contradict_a_pairs_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--pairs-file", folder / "pairs.jsonl", "--n-pairs", "3", "--contrast", "x"]
+    status, _, errors = run(capsys, "patch", *options)
+    assert status == 2 and "--contrast, --n-pairs draw pairs" in errors
 
 
 @pytest.mark.parametrize("site", ["z", "resid_mid", "mlp_out"])
@@ -103,6 +128,10 @@ def test_help_is_a_map(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["patch", "--task", "eror_type"], "unknown task 'eror_type'"),
+        (["patch", "--contrast", "TypeError"], "Did you mean"),
+        (["patch", "--site", "resid"], "unknown site kind 'resid'"),
+        (["patch", "--metric", "x"], "unknown metric 'x'"),
+        (["patch", "--direction", "x"], "unknown direction 'x'"),
         (["patch", "--pairs-file", "none.jsonl"], "the pairs file none.jsonl does not exist"),
         (["patch", "--out", "."], "exists already"),
         (["patch", "--model", "./none"], "the model folder ./none does not exist"),
@@ -124,9 +153,6 @@ def test_mistakes_about_the_model_come_before_any_pass(
     base = ["patch", "--pairs-file", folder / "pairs.jsonl", "--model", folder / "tiny"]
     out = ["--out", tmp_path / "run", "--force"]
     for option, value, message in (
-        ("--site", "resid", "unknown site kind 'resid'"),
-        ("--metric", "x", "unknown metric 'x'"),
-        ("--direction", "x", "unknown direction 'x'"),
         ("--layers", "7", "has layers 0 to 3"),
         ("--dtype", "int8", "unknown dtype 'int8'"),
     ):
@@ -179,6 +205,18 @@ def test_ctrl_c_keeps_what_is_finished(
     assert len(list(kept.iterdir())) == 3
     assert run(capsys, *options, tmp_path / "run")[0] == 0
     assert not kept.exists() and len(pd.read_parquet(tmp_path / "run" / "scores.parquet")) == 1440
+
+
+def test_show_knows_its_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text('{"format": 1, "method": "other"}')
+    status, _, errors = run(capsys, "show", tmp_path)
+    assert status == 2 and "holds a run of 'other', which this version cannot show" in errors
+    (tmp_path / "run.json").write_text('{"format": 1, "method": "patch"}')
+    status, _, errors = run(capsys, "show", tmp_path)
+    assert status == 2 and "is not a whole patching run" in errors
+    (tmp_path / "run.json").write_text("[]")
+    status, _, errors = run(capsys, "show", tmp_path)
+    assert status == 2 and "is damaged" in errors
 
 
 def test_layers_are_read() -> None:

@@ -12,7 +12,6 @@ from circuits.metrics import (
     MetricError,
     Targets,
     answer_probability,
-    clean_logprobs,
     evaluate,
     find_metric,
     logit_difference,
@@ -21,13 +20,13 @@ from circuits.metrics import (
     summarise_mean,
     summarise_ratio,
 )
-from circuits.patch import assess
+from circuits.patch import CannotDo, assess
 
 
 @pytest.fixture
 def targets() -> Targets:
     clean = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]])
-    return Targets(torch.tensor([2, 0]), torch.tensor([0, 1]), clean_logprobs(clean))
+    return Targets.of(torch.tensor([2, 0]), torch.tensor([0, 1]), clean)
 
 
 def test_values_by_hand(targets: Targets) -> None:
@@ -108,11 +107,23 @@ def test_one_pair_has_no_interval_and_no_gap_has_no_ratio() -> None:
         (np.linspace(-1, 1, 10), np.zeros(10), "must lie above 0"),
         (np.full(10, -1.0), np.full(10, 2.0), "must lie above 0"),
         (np.r_[np.full(5, 9.0), np.full(5, -0.1)], np.zeros(10), "only 50% of the pairs"),
+        (np.full(10, 0.05), np.zeros(10), "shares of rounding"),
     ],
 )
 def test_what_a_model_can_do(clean: np.ndarray, corrupted: np.ndarray, message: str | None) -> None:
     problem = assess(clean, corrupted).problem
     assert problem is None if message is None else problem is not None and message in problem
+
+
+def test_logit_differences_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(CannotDo, match=r"pairs \[1\] are not finite: the model overflows"):
+        assess(np.array([1.0, np.nan]), np.zeros(2))
+
+
+def test_targets_of_rows_are_those_of_their_pairs(targets: Targets) -> None:
+    picked = targets.rows(torch.tensor([1, 0, 1]))
+    assert picked.answer.tolist() == [0, 2, 0]
+    assert torch.equal(picked.clean_logprobs, targets.clean_logprobs[[1, 0, 1]])
 
 
 def test_a_flip_is_positive_when_clean_and_negative_when_corrupted() -> None:

@@ -288,6 +288,7 @@ def test_a_tokenizer_made_in_memory_is_saved_and_loaded_back() -> None:
         ({"model": "x", "dtype": "float8"}, "unknown dtype 'float8': expected one of float32"),
         ({"model": "x", "device": "tpu9000"}, "unknown device 'tpu9000'"),
         ({"model": object()}, "expected a TransformerBridge or a HookedTransformer, got object"),
+        ({"model": object(), "device": "cpu"}, "an object keeps its own"),
     ],
 )
 def test_models_that_cannot_be_loaded(arguments: dict[str, Any], message: str) -> None:
@@ -303,6 +304,48 @@ def test_a_hugging_face_object_needs_its_tokenizer() -> None:
 def test_a_folder_without_a_config_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"it has no config.json"):
         load_model(tmp_path)
+
+
+def test_a_folder_with_broken_weights(tmp_path: Path) -> None:
+    tiny.hugging_face("gpt2").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"could not be loaded: .* It needs whole weights"):
+        load_model(tmp_path)
+
+
+def test_a_prompt_longer_than_the_model_takes() -> None:
+    with pytest.raises(ModelError, match="has 65 tokens, gpt2 takes at most 64"):
+        tiny.bridge("gpt2").run(tokens(1, 65))
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    model = tiny.bridge("llama")
+
+    def leak(module: Any, args: Any, output: Any) -> Any:
+        return output + output.mean(1, keepdim=True)
+
+    model.adapter.blocks[1].register_forward_hook(leak)
+    with pytest.raises(ModelError, match="is not causal"):
+        check_model(model)
+
+
+def test_a_stream_that_is_not_the_sum_of_its_parts_has_no_resid_mid() -> None:
+    model = tiny.bridge("llama")
+    # What attention really adds is not what its hook point shows.
+    attention = model.adapter.blocks[1].get_submodule("attn")
+    attention.register_forward_hook(lambda module, args, output: (1.5 * output[0], *output[1:]))
+    check_model(model)
+    assert not model.check.adds_up and model.has("attn_out")
+    with pytest.raises(SiteError, match="resid_mid is patched through attn_out, but in this"):
+        model.require("resid_mid")
+
+
+def test_an_unchecked_model_uses_full_forwards() -> None:
+    from circuits.models.hooked import HookedModel
+
+    assert not HookedModel(tiny.hooked_transformer().module, name="unchecked").can_resume
 
 
 def test_a_name_that_the_hub_does_not_give_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,14 +52,18 @@ def test_the_tables_say_where_it_sits(result: PatchResult) -> None:
     whole = table[(table["layer"] == 0) & (table["position"] == 1)]
     assert abs(float(whole["share"].iloc[0]) - 1) < 1e-5  # the only token that differs
     found = result.where()
-    assert set(found["position"]) <= {1, 2, 3, 4} and (found["share"] >= 0.2).all()
+    assert set(found["position"]) <= {1, 2, 3, 4} and (found["peak"].abs() >= 0.2).all()
+    assert found["peak"].abs().is_monotonic_decreasing
     peak = found.loc[found["position"] == 4].iloc[0]
-    best = table.loc[table[table["position"] == 4]["share"].idxmax()]
-    assert peak["peak_layer"] == best["layer"] and peak["share"] == best["share"]
+    best = table.loc[table[table["position"] == 4]["share"].abs().idxmax()]
+    assert peak["peak_layer"] == best["layer"] and peak["peak"] == best["share"]
     moves = result.moves()
     assert len(moves) >= 1 and moves.iloc[0]["from_position"] == 1
     html = result._repr_html_()
-    assert "denoising resid_pre, 2 pairs" in html and "<table" in html
+    assert (
+        "denoising resid_pre, logit_difference, 2 pairs, answer 'mat', foil 'log'" in html
+        and "<table" in html
+    )
 
 
 def test_noising_shows_what_is_lost() -> None:
@@ -76,6 +80,31 @@ def test_noising_shows_what_is_lost() -> None:
     untouched = table[table["position"] == 0]
     assert (untouched["share"] == 0).all() and (untouched["recovery"] == 1).all()
     assert "corrupted resid_pre put into the clean run" in result.heatmap().layout.title.text
+
+
+def test_negative_effects_are_listed_and_other_metrics_named() -> None:
+    model = tiny.bridge("llama")
+    pairs = [Pair("the cat sat on the", "the dog sat on the", " mat", " log")]
+    prompts = PromptPairs.from_texts(pairs, model.tokenizer)
+    result = patch(model, prompts, metric="kl", force=True, progress=False)
+    assert result.value == "effect" and "minus_kl_to_clean" in result.headline()
+    table, found = result.summary(), result.where()
+    assert found["peak"].abs().max() == table["effect"].abs().max()
+    assert result.moves().empty
+    components = patch(model, prompts, site="attn_out", force=True, progress=False)
+    assert (components.where(threshold=1e-6)["peak"] < 0).any() and components.moves().empty
+
+
+def test_pairs_that_differ_elsewhere_do_not_line_up() -> None:
+    model = tiny.bridge("llama")
+    pairs = [
+        Pair("the cat sat on the", "the dog sat on the", " mat", " log"),
+        Pair("the cat sat on the", "the cat ran on the", " mat", " log"),
+        Pair("the red sat on the", "the blue sat on the", " mat", " log"),
+    ]
+    prompts = PromptPairs.from_texts(pairs, model.tokenizer)
+    result = patch(model, prompts, layers=[0], force=True, progress=False)
+    assert [a.pairs for a in result.alignments()] == [(0, 2), (1,)]
 
 
 def test_a_long_shared_beginning_is_not_drawn() -> None:

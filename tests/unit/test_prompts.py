@@ -34,7 +34,7 @@ def test_pairs_are_tokenised_and_named(tokenizer: Any) -> None:
     assert pairs.positions[0] == {"animal": 1, "after": 2, "END": 4}
     assert pairs.templates == ("t",) and not pairs.prepend_bos
     [group] = pairs.groups()
-    assert group.first_difference() == 1 and group.clean.shape == (1, 5)
+    assert group.first_differences().tolist() == [1] and group.clean.shape == (1, 5)
 
 
 def test_a_beginning_of_text_token_is_put_first_on_request(tokenizer: Any) -> None:
@@ -50,6 +50,7 @@ def test_a_beginning_of_text_token_is_put_first_on_request(tokenizer: Any) -> No
 def test_an_answer_of_several_tokens_is_named_by_its_first(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts([pair(answer=" red mat")], tokenizer)
     assert pairs.answers == ("red",)
+    assert pairs.named_answers() == "answer 'red' (first token of ' red mat'), foil 'log'"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_no_pairs_are_refused(tokenizer: Any) -> None:
     with pytest.raises(PromptError, match="there are no prompt pairs"):
         PromptPairs.from_texts([], tokenizer)
     with pytest.raises(PromptError, match="there are no prompt pairs"):
-        token_pairs(2).subset([])
+        PromptPairs(**{**dict.fromkeys(vars(token_pairs(1)), ()), "prepend_bos": False})
 
 
 def test_every_problem_is_counted(tokenizer: Any) -> None:
@@ -92,7 +93,7 @@ def test_groups_are_by_length_and_never_padded(tokenizer: Any) -> None:
     groups = list(pairs.groups(2))
     assert [g.indices for g in groups] == [(1,), (0, 2), (3,)]
     assert [g.clean.shape[1] for g in groups] == [5, 6, 6]
-    assert pairs.subset([1]).clean_tokens == (pairs.clean_tokens[1],)
+    assert [g.part(slice(1, None)).indices for g in groups] == [(), (2,), ()]
 
 
 def test_fields_of_unequal_length_are_refused() -> None:
@@ -101,18 +102,24 @@ def test_fields_of_unequal_length_are_refused() -> None:
         PromptPairs(**{**vars(pairs), "foils": ("x",)})
 
 
-def test_first_difference_of_a_group_is_the_earliest() -> None:
+def test_first_differences_are_each_pairs_own() -> None:
     clean = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
     corrupted = torch.tensor([[5, 6, 9, 8], [5, 9, 7, 8]])
     [group] = from_tokens(clean, corrupted, torch.tensor([3, 3]), torch.tensor([4, 4])).groups()
-    assert group.first_difference() == 1
+    assert group.first_differences().tolist() == [2, 1]
+
+
+def test_a_model_without_a_tokenizer_says_so() -> None:
+    with pytest.raises(PromptError, match="has no tokenizer"):
+        PromptPairs.from_texts([pair()], None)
 
 
 def test_a_pairs_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     entry = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " mat", "foil": " log"}
-    path.write_text(json.dumps(entry) + "\n\n" + json.dumps({**entry, "template": "t"}) + "\n")
-    assert read_pairs(path) == [pair(), pair(template="t")]
+    odd = json.dumps({**entry, "template": "a\u2028b"}, ensure_ascii=False)  # one line all the same
+    path.write_text("\ufeff" + json.dumps(entry) + "\n\n" + odd + "\n", encoding="utf-8")
+    assert read_pairs(path) == [pair(), pair(template="a\u2028b")]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,13 @@ def test_a_damaged_pairs_file_names_its_line(tmp_path: Path, content: str, messa
     path = tmp_path / "pairs.jsonl"
     path.write_text(content)
     with pytest.raises(PromptError, match=message):
+        read_pairs(path)
+
+
+def test_a_pairs_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes('{"clean": "caf\u00e9"}'.encode("latin-1"))
+    with pytest.raises(PromptError, match="cannot be read as UTF-8"):
         read_pairs(path)
 
 

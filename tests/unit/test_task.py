@@ -124,6 +124,44 @@ def test_a_task_with_embeddings_of_its_own_is_patched_with_them() -> None:
     assert result.summary().groupby("position")["effect"].apply(lambda e: abs(e).max())[4] > 1e-3
 
 
+def test_pairs_drawn_before_keep_the_tasks_embeddings() -> None:
+    task = Thoughts()
+    model = task.load()
+    drawn = task.pairs(model, n=2, seed=0)
+    one = patch(model, task, n_pairs=2, force=True, progress=False)
+    two = patch(model, task, pairs=drawn, force=True, progress=False)
+    assert one.scores.equals(two.scores) and two.record["task"] == "thoughts"
+    assert two.record["seed"] is None
+    without = patch(model, drawn, force=True, progress=False)
+    assert without.record["task"] == "custom"
+    assert without.record["metric_clean"] != one.record["metric_clean"]
+
+
+@dataclass(frozen=True)
+class EarlyThoughts(Thoughts):
+    """Embeddings that differ before any token does."""
+
+    def pairs(self, model: Any, **options: Any) -> PromptPairs:
+        return token_pairs(options["n"], seed=options["seed"], first=7)
+
+    def inputs(self, model: Any, tokens: Tensor) -> Inputs:
+        table = torch.cos(torch.arange(tiny.VOCAB * 64.0)).view(tiny.VOCAB, 2, 32)
+        return Inputs(tokens, (4, 5), table[tokens[:, 7]])
+
+
+def test_embeddings_that_differ_before_the_tokens_are_patched_too() -> None:
+    task = EarlyThoughts()
+    model = task.load()
+    whole = patch(model, task, n_pairs=3, positions="all", force=True, progress=False)
+    base = whole.record["logit_difference_clean"]
+    for row in whole.scores.itertuples():
+        assert abs(row.logit_difference - base[row.pair]) < 1e-4
+    each = patch(model, task, n_pairs=3, force=True, progress=False).scores
+    for position, moved in ((3, False), (4, True), (5, True)):
+        values = each[(each["position"] == position) & (each["layer"] == 0)]["metric"].to_numpy()
+        assert (abs(values - whole.record["metric_corrupted"]) > 1e-6).all() == moved
+
+
 @pytest.mark.parametrize(
     ("slots", "embeddings", "message"),
     [
@@ -147,6 +185,13 @@ def test_tasks_are_found_by_folder() -> None:
 def test_a_misspelt_task_gets_the_nearest_name() -> None:
     with pytest.raises(TaskError, match=r"unknown task 'eror_type'.* Did you mean error_type\?"):
         load_task("eror_type")
+
+
+@pytest.mark.parametrize("name", ["error_type", "ioi"])
+def test_an_unknown_contrast_gets_the_known_ones(name: str) -> None:
+    task = require(load_task(name), PairsTask, "this")
+    with pytest.raises(TaskError, match=f"unknown contrast 'x': {name} has"):
+        task.pairs(tiny.bridge("gpt2"), contrast="x")
 
 
 OWN_TASK = """
