@@ -1,9 +1,11 @@
 # make demo   sets up everything, then runs the main job on the embedded model
 # make test   sets up everything, then format, lint, types and the whole test suite
-# VENV=DIR puts the virtual environment elsewhere.
+# VENV=DIR puts the virtual environment elsewhere. PIP_TORCH="--index-url ADDRESS" takes PyTorch
+# from another index, such as the one of its CPU builds.
 
 VENV ?= .venv
 PYTHON ?= python3
+PIP_TORCH ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test benchmarks clean
@@ -26,7 +28,7 @@ $(BIN)/python:
 
 # torch first and by itself: the pinned version, not whatever another package would accept.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_TORCH) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

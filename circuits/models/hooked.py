@@ -7,7 +7,7 @@ returns or raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, sp
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
 
+Edit = Callable[[Tensor], Tensor]
 _FLAT = "row position ... -> row position (...)"  # heads, where a site has them, side by side
 
 
@@ -145,12 +146,29 @@ class HookedModel:
             return self.adapter.forward(given.tokens)
 
     @torch.no_grad()
-    def run_all_positions(self, inputs: Inputs | Tensor) -> Float[Tensor, "row position vocab"]:
-        """Logits at every position."""
+    def run_all_positions(
+        self, inputs: Inputs | Tensor, edits: Mapping[Site, Edit] | None = None
+    ) -> Float[Tensor, "row position vocab"]:
+        """Logits at every position, with the activations at sites changed by `edits`.
+
+        edits: per site a function of the activations there [row, position, width] (`z` with its
+            heads side by side), which are already changed by the edits below. Not at resid_mid.
+        """
         given = self._inputs(inputs)
         with HookSet() as hooks:
             self._hook_embeddings(hooks, given)
+            for site, edit in (edits or {}).items():
+                self._hook_edit(hooks, site, edit)
             return self.adapter.forward_all(given.tokens)
+
+    def _hook_edit(self, hooks: HookSet, site: Site, edit: Edit) -> None:
+        if site.kind == "resid_mid":
+            raise SiteError("resid_mid cannot be edited by a function: use resid_pre or attn_out.")
+
+        def apply(x: Tensor) -> Tensor:
+            return edit(rearrange(x, _FLAT)).to(x.dtype).reshape(x.shape)
+
+        hooks.on_output(self.adapter.hook_point(site), str(site), apply)
 
     @torch.no_grad()
     def cache(

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -30,39 +28,19 @@ from tqdm import tqdm
 from circuits.errors import CircuitsError
 from circuits.metrics import Metric, Targets, find_metric, recovery
 from circuits.models.hooked import HookedModel
-from circuits.models.patches import Patches
 from circuits.patch.ability import CannotDo, assess, baselines, in_halves, score
+from circuits.patch.cells import Cells, Direction, Plan, Positions, first_slots
 from circuits.patch.result import PatchResult
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
-from circuits.sites import Site, SiteKind, parse_kind
+from circuits.sites import SiteKind, parse_kind
 from circuits.task import Inputs, InputsTask, PairsTask, Task, check_contrast, require
-
-Direction = Literal["denoising", "noising"]
-Positions = Literal["each", "all"]
 
 _PAIRS_AT_ONCE = 8  # bounds what is cached of the two runs, whatever the number of pairs
 
 
 class SweepError(CircuitsError):
     """Options of a sweep that contradict each other or the model."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A checked set of options."""
-
-    kind: SiteKind
-    layers: tuple[int, ...]
-    direction: Direction
-    positions: Positions
-    metric_name: str
-    metric: Metric
-    batch_size: int | None
-
-    @property
-    def sites(self) -> list[Site]:
-        return [Site(layer, self.kind) for layer in self.layers]
 
 
 def patch(
@@ -110,6 +88,8 @@ def patch(
     """
     started = time.perf_counter()
     options = _check(model, site, direction, metric, positions, layers, batch_size)
+    if isinstance(prompts, PromptPairs) and pairs is not None:
+        raise SweepError("pairs belong to a task: give the task and its pairs, or pairs alone.")
     task = None if isinstance(prompts, PromptPairs) else require(prompts, PairsTask, "patching")
     drawn = task is not None and pairs is None
     if task is not None and drawn:
@@ -185,7 +165,7 @@ def _check(
     positions: str | None,
     layers: Sequence[int] | None,
     batch_size: int | None,
-) -> _Plan:
+) -> Plan:
     kind = check_words(site, direction, metric, positions)
     model.require(kind)
     chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
@@ -196,7 +176,7 @@ def _check(
         raise SweepError(f"layers {outside}: {model.name} has layers 0 to {model.n_layers - 1}.")
     if batch_size is not None and batch_size < 1:
         raise SweepError(f"batch_size {batch_size} must be at least 1.")
-    return _Plan(
+    return Plan(
         kind,
         chosen,
         "noising" if direction == "noising" else "denoising",
@@ -213,7 +193,7 @@ class _Sweep:
         self,
         model: HookedModel,
         pairs: PromptPairs,
-        plan: _Plan,
+        plan: Plan,
         inputs_task: InputsTask | None,
     ) -> None:
         self.model, self.pairs, self.plan, self._inputs_task = model, pairs, plan, inputs_task
@@ -239,7 +219,7 @@ class _Sweep:
     def run(self, progress: bool, parts: Parts | None = None) -> pd.DataFrame:
         """All cells of all pairs, as the table of `PatchResult`."""
         groups = list(self.pairs.groups(_PAIRS_AT_ONCE))
-        total = sum(_Cells(self.model, self.plan, group).n_rows for group in groups)
+        total = sum(Cells(self.model, self.plan, group).n_rows for group in groups)
         tables = []
         bar = tqdm(
             total=total,
@@ -257,7 +237,7 @@ class _Sweep:
                     if parts:
                         parts.put(number, table)
                 else:
-                    bar.update(_Cells(self.model, self.plan, group).n_rows)
+                    bar.update(Cells(self.model, self.plan, group).n_rows)
                 tables.append(table)
         order = ["pair", "layer", "position", "head"]
         return pd.concat(tables, ignore_index=True).sort_values(order, ignore_index=True)
@@ -266,7 +246,7 @@ class _Sweep:
         noising = self.plan.direction == "noising"
         clean, corrupted = self._inputs(group.clean), self._inputs(group.corrupted)
         source, target = (corrupted, clean) if noising else (clean, corrupted)
-        cells = _Cells(self.model, self.plan, group, _first_slots(clean, corrupted))
+        cells = Cells(self.model, self.plan, group, first_slots(clean, corrupted))
         source_logits, values = self.model.cache(source, self.plan.sites, first=cells.first)
         baseline = self.model.baseline(target, first=cells.first)
         clean_logits = baseline.logits if noising else source_logits
@@ -296,7 +276,7 @@ class _Sweep:
     def _table(
         self,
         group: PairGroup,
-        cells: _Cells,
+        cells: Cells,
         metric: NDArray[Any],
         difference: NDArray[Any],
     ) -> pd.DataFrame:
@@ -323,111 +303,4 @@ class _Sweep:
                     difference, self.base.clean_ld[pair], self.base.corrupted_ld[pair]
                 ),
             }
-        )
-
-
-def _first_slots(clean: Inputs, corrupted: Inputs) -> NDArray[Any] | None:
-    """For each pair, the first position whose overwritten embedding differs (or a large number)."""
-    if clean.embeddings is None or corrupted.embeddings is None:
-        return None
-    differs = (clean.embeddings != corrupted.embeddings).any(-1).cpu().numpy()
-    slots = np.where(differs, np.array(clean.slots), np.iinfo(np.int64).max)
-    return slots.min(1)
-
-
-class _Cells:
-    """The cells of one group of pairs: which pair, layer, position and head each one is, and which
-    of them have to be run (the others are exact zeros).
-
-    first_slots: per pair, the first position whose embedding differs though its token may not.
-    """
-
-    def __init__(
-        self,
-        model: HookedModel,
-        plan: _Plan,
-        group: PairGroup,
-        first_slots: NDArray[Any] | None = None,
-    ) -> None:
-        self._plan, self._model = plan, model
-        n_pairs, length = group.clean.shape
-        differs = group.first_differences().numpy()
-        if first_slots is not None:
-            differs = np.minimum(differs, first_slots)
-        self.first = int(differs.min())
-        heads = np.arange(model.n_heads) if plan.kind == "z" else np.array([-1])
-        places = np.arange(length) if plan.positions == "each" else np.array([-1])
-        grid = np.meshgrid(np.arange(n_pairs), plan.layers, places, heads, indexing="ij")
-        self.pair, self.layer, self.position, head = (axis.ravel() for axis in grid)
-        self.head = head if plan.kind == "z" else None
-        runs = (
-            self.position >= differs[self.pair]
-            if plan.positions == "each"
-            else np.ones(len(self.pair), dtype=bool)
-        )
-        self.cell_of_row = np.flatnonzero(runs)
-        self._first_of_pair, self._length = differs, length
-
-    @property
-    def n_rows(self) -> int:
-        """How many patched runs there are."""
-        return len(self.cell_of_row)
-
-    def row_pairs(self) -> Tensor:
-        """For each row, its pair within the group."""
-        return torch.from_numpy(self.pair[self.cell_of_row])
-
-    def patches(self, values: dict[Site, Tensor]) -> list[Patches]:
-        """One `Patches` a site; `values` are [pair, position - first, width]."""
-        found = []
-        cells = self.cell_of_row
-        for site in self._plan.sites:
-            rows = np.flatnonzero(self.layer[cells] == site.layer)
-            pair = self.pair[cells[rows]]
-            head = None if self.head is None else self.head[cells[rows]]
-            if self._plan.positions == "each":
-                position = self.position[cells[rows]]
-            else:
-                rows, pair, head, position = self._spread(rows, pair, head)
-            found.append(self._at_site(site, values[site], rows, pair, head, position))
-        return found
-
-    def _spread(
-        self, rows: NDArray[Any], pair: NDArray[Any], head: NDArray[Any] | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, NDArray[Any]]:
-        """Repeat each row over all positions from its pair's first difference on."""
-        counts = self._length - self._first_of_pair[pair]
-        starts = [int(self._first_of_pair[p]) for p in pair]
-        position = np.concatenate([np.arange(start, self._length) for start in starts])
-        again = np.repeat(np.arange(len(rows)), counts)
-        return rows[again], pair[again], None if head is None else head[again], position
-
-    def _at_site(
-        self,
-        site: Site,
-        values: Tensor,
-        rows: NDArray[Any],
-        pair: NDArray[Any],
-        head: NDArray[Any] | None,
-        position: NDArray[Any],
-    ) -> Patches:
-        device = values.device
-        pair_index = torch.from_numpy(pair).to(device)
-        place = torch.from_numpy(position - self.first).to(device)
-        heads = None if head is None else torch.from_numpy(head).to(device)
-        if heads is None:
-            picked = values[pair_index, place]
-        else:
-            by_head = rearrange(
-                values,
-                "pair position (head d_head) -> pair position head d_head",
-                head=self._model.n_heads,
-            )
-            picked = by_head[pair_index, place, heads]
-        return Patches(
-            site,
-            torch.from_numpy(rows).to(device),
-            torch.from_numpy(position).to(device),
-            picked,
-            heads,
         )

@@ -12,17 +12,16 @@ import typer
 from rich import box
 from rich.table import Table
 
-from circuits.cli import (
+from circuits.cli import run_app
+from circuits.cli.options import (
     BosOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     SeedOption,
     SplitOption,
-    console,
-    interval,
-    run_app,
 )
+from circuits.cli.show import console, interval
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 

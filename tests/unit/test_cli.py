@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from circuits import cli
+from circuits.cli.options import parse_layers
 from circuits.errors import CircuitsError
 from circuits.runs import Parts
 from tests import tiny
@@ -220,9 +221,9 @@ def test_show_knows_its_methods(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_layers_are_read() -> None:
-    assert cli.parse_layers("0,6,12-14") == [0, 6, 12, 13, 14]
+    assert parse_layers("0,6,12-14") == [0, 6, 12, 13, 14]
     with pytest.raises(CircuitsError):
-        cli.parse_layers("1-")
+        parse_layers("1-")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

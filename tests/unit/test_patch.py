@@ -238,6 +238,7 @@ def test_a_metric_of_ones_own(models: dict[str, Any]) -> None:
         ({"layers": [9]}, "has layers 0 to 3"),
         ({"layers": []}, "are empty or repeated"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"pairs": token_pairs(1)}, "pairs belong to a task"),
     ],
 )
 def test_bad_options_are_refused(

@@ -1,0 +1,74 @@
+"""Options that commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from circuits.errors import CircuitsError
+
+TaskOption = Annotated[
+    str, typer.Option("--task", help="Task: error_type, ioi, or the path of one of your own.")
+]
+ContrastOption = Annotated[
+    str | None, typer.Option("--contrast", help="Which contrast of the task [its own default].")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Hub or TransformerLens name, or a local folder [the embedded model]."
+    ),
+]
+PairsOption = Annotated[
+    int | None, typer.Option("--n-pairs", min=1, help="How many prompt pairs [12].")
+]
+SplitOption = Annotated[
+    Literal["explored", "held_out"] | None,
+    typer.Option("--split", help="Which templates of the task [explored]."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Draws the pairs [0].")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 [a GPU when there is one].")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
+BosOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--prepend-bos/--no-prepend-bos",
+        help="Put a beginning-of-text token first [as the tokenizer does].",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the run [runs/TASK/METHOD-TIME].")
+]
+
+LayersOption = Annotated[
+    str | None, typer.Option("--layers", help="Which layers, such as 0,6,12-18 [all].")
+]
+SaesOption = Annotated[
+    str, typer.Option("--saes", help="A SAELens release, or a local folder of SAEs.")
+]
+L0Option = Annotated[
+    float | None,
+    typer.Option("--l0", help="Of a release's SAEs for a layer, the one with the closest L0."),
+]
+WidthOption = Annotated[
+    str, typer.Option("--width", help="Of a release's SAEs for a layer, those of this width.")
+]
+SaeMemoryOption = Annotated[
+    float | None,
+    typer.Option("--sae-memory", help="Most GiB of SAE weights on the device at once [no bound]."),
+]
+
+
+def parse_layers(text: str) -> list[int]:
+    """Read "0,6,12-18" as layer numbers; raises `CircuitsError` for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise CircuitsError(f"layers {text!r}: expected numbers and ranges such as 0,6,12-18.")
+        found += range(int(first), int(last or first) + 1)
+    return found

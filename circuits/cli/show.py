@@ -1,0 +1,152 @@
+"""Results at the terminal, as tables."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from circuits.patch import PatchResult
+    from circuits.saes import Fidelity
+
+console = Console()
+
+
+def escaped(text: str) -> str:
+    """Text in which brackets are not taken for markup."""
+    return text.replace("[", r"\[")
+
+
+def print_patch(result: PatchResult) -> None:
+    """Where the effect sits and where it moves, as tables."""
+    from circuits.patch import assess
+
+    record = result.record
+    ability = assess(
+        np.array(record["logit_difference_clean"]), np.array(record["logit_difference_corrupted"])
+    )
+    console.print(result.headline(), style="bold", highlight=False, markup=False)
+    console.print(
+        f"logit difference clean {interval(ability.clean)}, corrupted "
+        f"{interval(ability.corrupted)}, gap {interval(ability.gap)}; {ability.ordered:.0%} "
+        f"ordered right, {ability.flipped:.0%} flip",
+        highlight=False,
+        markup=False,
+    )
+    if record["forced"]:
+        console.print(
+            f"FORCED: the model cannot do this contrast ({record['ability']}). What follows may be "
+            "noise.",
+            style="bold red",
+            markup=False,
+        )
+    if not record["resumed"]:
+        console.print("Full forwards were used: resuming did not agree.", style="yellow")
+    _print_where(result)
+    _print_moves(result)
+    console.print(f"Sign: {record['sign_convention']}.", style="dim", highlight=False, markup=False)
+
+
+def print_fidelity(result: Fidelity) -> None:
+    """What is kept of the contrast, and how well the SAEs reconstruct, as tables."""
+    record = result.record
+    console.print(
+        f"{record['task']} on {record['model']}: what {len(record['saes'])} SAEs keep",
+        style="bold",
+        highlight=False,
+        markup=False,
+    )
+    trained_on = {s["trained_on"] for s in record["saes"]} - {None, record["model"]}
+    if trained_on:
+        names = ", ".join(sorted(trained_on))
+        console.print(f"They were trained on {names}, not on this model.", style="yellow")
+    kept = Table(title="Logit differences and contrast kept", box=box.SIMPLE_HEAD)
+    for column in ("variant", "LD clean\nLD corrupted", "kept"):
+        kept.add_column(column, no_wrap=True)
+    for row in result.table().to_dict("records"):
+        clean, corrupted, share = (
+            escaped(_interval(row[key], row[f"{key}_low"], row[f"{key}_high"], form))
+            for key, form in (("clean", "+.2f"), ("corrupted", "+.2f"), ("kept", ".0%"))
+        )
+        kept.add_row(row["variant"], f"{clean}\n{corrupted}", share)
+    console.print(kept)
+    quality = Table(title="Reconstruction, first position left out", box=box.SIMPLE_HEAD)
+    for column in ("site", "explained variance", "L0", "cross-entropy recovered"):
+        quality.add_column(column)
+    for row in result.quality.to_dict("records"):
+        quality.add_row(
+            row["site"],
+            f"{row['explained_variance']:.3f}",
+            f"{row['l0']:.1f}",
+            f"{row['ce_recovered']:.3f}",
+        )
+    console.print(quality)
+    if result.gate:
+        console.print(result.gate, style="bold red", highlight=False, markup=False)
+
+
+def _print_where(result: PatchResult) -> None:
+    from circuits.patch.result import count
+
+    alignment = result.alignments()[0]
+    others = len(result.prompts) - len(alignment.pairs)
+    what = "share of the gap" if result.value == "share" else f"effect on {result.record['metric']}"
+    title = f"Where it sits: {what}, {count(len(alignment.pairs), 'pair')} that line up"
+    table = Table(title=title + (f" ({others} others are in the files)" if others else ""))
+    reach = "20% and more" if result.value == "share" else "a fifth of the largest"
+    for column in ("place", "token", f"layers with {reach}", "strongest", "at layer"):
+        table.add_column(column)
+    form = ".0%" if result.value == "share" else "+.3f"
+    for row in result.where().to_dict("records"):
+        table.add_row(
+            *_place(result, row["position"], row["head"]),
+            str(row["layers"]),
+            escaped(_interval(row["peak"], row["low"], row["high"], form)),
+            str(row["peak_layer"]),
+        )
+    console.print(table)
+
+
+def _place(result: PatchResult, position: Any, head: Any) -> tuple[str, str]:
+    import pandas as pd
+
+    from circuits.plots import visible
+
+    if pd.isna(position):
+        return ("all positions" if pd.isna(head) else f"head {head}"), ""
+    clean, corrupted = result.tokens()[int(position)]
+    name = result.named_positions().get(int(position), "")
+    token = "|".join(visible(t) for t in clean[:3]) + ("|…" if len(clean) > 3 else "")
+    if clean != corrupted:
+        token += " / " + "|".join(visible(t) for t in corrupted[:3])
+    where = f"{position} {name}".strip()
+    return (where if pd.isna(head) else f"{where}, head {head}"), escaped(token)
+
+
+def _print_moves(result: PatchResult) -> None:
+    moves = result.moves()
+    site = result.record["site"]
+    for move in moves.to_dict("records"):
+        old, new = (_place(result, move[k], None) for k in ("from_position", "to_position"))
+        console.print(
+            f"Between {site} of layers {move['before']} and {move['after']} it moves from {old[0]} "
+            f"({move['from_share_before']:.0%} -> {move['from_share_after']:.0%}) to {new[0]} "
+            f"({move['to_share_before']:.0%} -> {move['to_share_after']:.0%}).",
+            highlight=False,
+            markup=False,
+        )
+
+
+def interval(summary: Any, form: str = "+.2f") -> str:
+    """A summary as text, "+0.43 [+0.40, +0.46]"; without brackets where one pair gives none."""
+    return _interval(float(summary.value), float(summary.low), float(summary.high), form)
+
+
+def _interval(value: float, low: float, high: float, form: str) -> str:
+    bounds = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{bounds}"

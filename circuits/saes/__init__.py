@@ -1,0 +1,22 @@
+"""SAEs: loading any of SAELens', keeping a bounded number of them on the device, decomposing.
+
+`load_saes` finds and checks them (load.py), `SaeSet` holds them lazily (collection.py), and `Sae`
+splits an activation into latents and error (sae.py). `measure_fidelity` says what they erase of a
+task (fidelity.py).
+"""
+
+from circuits.saes.collection import SaeSet
+from circuits.saes.fidelity import Fidelity, measure_fidelity
+from circuits.saes.load import load_saes
+from circuits.saes.sae import Decomposition, Latents, Sae, SaeError
+
+__all__ = [
+    "Decomposition",
+    "Fidelity",
+    "Latents",
+    "Sae",
+    "SaeError",
+    "SaeSet",
+    "load_saes",
+    "measure_fidelity",
+]

@@ -1,0 +1,5 @@
+"""`python -m circuits.saes` is `circuits saes`."""
+
+from circuits.cli import main
+
+main(["saes"])

@@ -1,0 +1,83 @@
+"""Many SAEs, of which a bounded number is in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from circuits.saes.sae import Sae, SaeError
+from circuits.sites import Site
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """One SAE before it is loaded.
+
+    site: where it reads. name: its id in a release, or its folder. architecture, d_sae, width: as
+    its configuration says. model_name: the model it was trained on, when that is recorded.
+    prepend_bos: whether it was trained with a beginning-of-text token, None when not recorded.
+    sha256: of its weights, "" for a release that is not downloaded yet.
+    load: makes the SAELens object on a device, in float32.
+    """
+
+    site: Site
+    name: str
+    architecture: str
+    d_sae: int
+    width: int
+    model_name: str | None
+    prepend_bos: bool | None
+    sha256: str
+    load: Callable[[torch.device], Any] = field(repr=False, compare=False)
+
+
+class SaeSet:
+    """SAEs by site, `saes[site]`, loaded when first asked for and dropped when memory is short.
+
+    Not a Mapping, whose values one may look through freely: looking at an SAE loads it.
+
+    memory: most bytes of SAE weights on the device at once (at least one SAE is always held);
+        results do not depend on it.
+    """
+
+    def __init__(
+        self, sources: Mapping[Site, SaeSource], device: torch.device, memory: int | None = None
+    ) -> None:
+        self.sources = dict(sorted(sources.items()))
+        self._device, self._memory = device, memory
+        self._held: OrderedDict[Site, Sae] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, site: Site) -> Sae:
+        if site not in self._held:
+            self._make_room(self.sources[site])
+            self._held[site] = self._load(self.sources[site])
+        self._held.move_to_end(site)
+        return self._held[site]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are held now."""
+        return sum(sae.nbytes for sae in self._held.values())
+
+    def _make_room(self, source: SaeSource) -> None:
+        # Encoder and decoder are nearly all of it; float32.
+        expected = 4 * 2 * source.d_sae * source.width
+        while self._memory is not None and self._held and self.nbytes + expected > self._memory:
+            self._held.popitem(last=False)
+
+    def _load(self, source: SaeSource) -> Sae:
+        sae = Sae(source.load(self._device), source.site)
+        for name, weight in sae.named_weights():
+            if not torch.isfinite(weight).all():
+                raise SaeError(f"the SAE {source.name} has non-finite values in {name}.")
+        return sae

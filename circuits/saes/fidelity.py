@@ -1,0 +1,286 @@
+"""What SAEs erase: the task's contrast with reconstructions put in place of activations.
+
+For each pair of prompts the logit difference is measured with the plain model, with each SAE alone
+without its error, with all of them stacked without their errors (each encodes what the ones below
+have already changed), and with all of them and their errors, which must be the plain model again.
+The contrast kept is the gap between clean and corrupted, as a share of the plain model's gap.
+
+The first position is left as it is: its norm is that of a beginning-of-text token, on which SAEs
+are not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from circuits.metrics import Summary, summarise_mean, summarise_ratio
+from circuits.models.hooked import HookedModel
+from circuits.prompts import PairGroup, PromptPairs
+from circuits.runs import (
+    SIGN_CONVENTION,
+    RunError,
+    default_folder,
+    new_run,
+    read_record,
+    read_scores,
+    versions,
+    write_record,
+    write_scores,
+)
+from circuits.saes.collection import SaeSet
+from circuits.saes.sae import SaeError
+from circuits.sites import Site
+
+PLAIN, STACKED, WITH_ERROR = "plain model", "all, without error", "all, with error"
+SMALLEST_KEPT = 0.5  # of the contrast; under it the SAEs do not carry the task
+_EXACT = 1e-4  # logits by which SAEs with their errors may differ from the plain model
+_PAIRS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Fidelity:
+    """What a set of SAEs keeps of a task.
+
+    scores: one row a pair and variant: `pair, variant, site, ld_clean, ld_corrupted`.
+    quality: one row a site: `site, explained_variance, l0, ce_recovered`, over both prompts of all
+        pairs, first position left out. ce_recovered is (CE_zero - CE_sae) / (CE_zero - CE_plain) of
+        next-token cross-entropy, with the site's activations replaced by zero and by the SAE.
+    record: for run.json.
+    """
+
+    scores: pd.DataFrame
+    quality: pd.DataFrame
+    record: dict[str, Any]
+
+    def gap(self, variant: str) -> NDArray[np.floating]:
+        """Clean minus corrupted logit difference of every pair."""
+        part: Any = self.scores[self.scores["variant"] == variant]
+        part = part.sort_values("pair")
+        return (part["ld_clean"] - part["ld_corrupted"]).to_numpy(dtype=float)
+
+    def kept(self, variant: str) -> Summary:
+        """Share of the plain model's contrast that a variant keeps, with its interval."""
+        return summarise_ratio(self.gap(variant), self.gap(PLAIN))
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants, in the order they were run."""
+        return list(dict.fromkeys(self.scores["variant"]))
+
+    @property
+    def gate(self) -> str | None:
+        """The loud line for SAEs that keep less than half of the contrast; None for others."""
+        kept = float(self.kept(STACKED).value)
+        if kept >= SMALLEST_KEPT:
+            return None
+        return (
+            f"THESE SAEs ERASE THE TASK: without their errors they keep {kept:.1%} of the "
+            "contrast. Every result made with them rests on error nodes."
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a variant: mean logit differences and the contrast kept, with 95% intervals."""
+        rows = []
+        for variant in self.variants:
+            part: Any = self.scores[self.scores["variant"] == variant]
+            row: dict[str, Any] = {"variant": variant}
+            for name, summary in (
+                ("clean", summarise_mean(part["ld_clean"].to_numpy())),
+                ("corrupted", summarise_mean(part["ld_corrupted"].to_numpy())),
+                ("kept", self.kept(variant)),
+            ):
+                row[name] = float(summary.value)
+                row[f"{name}_low"], row[f"{name}_high"] = float(summary.low), float(summary.high)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write the run's folder (default `runs/<task>/saes-<time>`) and return its path."""
+        target = Path(folder) if folder else default_folder(self.record["task"], "saes")
+        with new_run(target) as work:
+            quality = self.quality.to_dict("records")
+            write_record(work, {**self.record, "gate": self.gate, "quality": quality})
+            write_scores(work, self.scores)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Fidelity:
+        """Read a run back; the same object as the one that was saved."""
+        record = read_record(folder)
+        for key in ("format", "gate"):
+            record.pop(key, None)
+        if "quality" not in record:
+            raise RunError(f"{folder} is not a whole run: quality is missing from run.json.")
+        return cls(read_scores(folder), pd.DataFrame(record.pop("quality")), record)
+
+
+def measure_fidelity(
+    model: HookedModel,
+    saes: SaeSet,
+    pairs: PromptPairs,
+    *,
+    task: str = "custom",
+    progress: bool = True,
+) -> Fidelity:
+    """Run every variant on every pair.
+
+    Raises `SaeError` when SAEs with their errors do not give the plain model back to 1e-4 logits:
+    then nothing that is computed with them can be trusted.
+    """
+    variants: dict[str, tuple[str, dict[Site, Callable[[Tensor], Tensor]]]] = {PLAIN: ("", {})}
+    for site in saes:
+        variants[f"{site}, without error"] = (str(site), {site: _reconstruct(saes, site)})
+    variants[STACKED] = ("", {site: _reconstruct(saes, site) for site in saes})
+    variants[WITH_ERROR] = ("", {site: _recompose(saes, site) for site in saes})
+    groups = list(pairs.groups(_PAIRS_AT_ONCE))
+    tables, quality = [], _Quality(model, saes)
+    bar = tqdm(total=len(groups) * (len(variants) + len(saes)), disable=not progress, unit="pass")
+    with bar:
+        for name, (site, edits) in variants.items():
+            bar.set_description(name)
+            for group in groups:
+                clean, corrupted = (
+                    _last_difference(model, tokens, group, edits)
+                    for tokens in (group.clean, group.corrupted)
+                )
+                columns = {"pair": group.indices, "ld_clean": clean, "ld_corrupted": corrupted}
+                tables.append(pd.DataFrame(columns).assign(variant=name, site=site))
+                bar.update()
+        for group in groups:
+            quality.add(torch.cat([group.clean, group.corrupted]), bar)
+    scores: Any = pd.concat(tables, ignore_index=True)
+    scores = scores[["pair", "variant", "site", "ld_clean", "ld_corrupted"]]
+    _require_exact(scores)
+    record = {
+        "method": "saes",
+        "task": task,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "saes": [
+            {
+                "site": str(site),
+                "name": source.name,
+                "sha256": source.sha256,
+                "trained_on": source.model_name,
+                "prepend_bos": source.prepend_bos,
+            }
+            for site, source in saes.sources.items()
+        ],
+        "prepend_bos": pairs.prepend_bos,
+        "clean_tokens": pairs.clean_tokens,
+        "corrupted_tokens": pairs.corrupted_tokens,
+        "answer_tokens": pairs.answer_tokens,
+        "foil_tokens": pairs.foil_tokens,
+        "sign_convention": SIGN_CONVENTION,
+        "versions": versions(),
+    }
+    return Fidelity(scores, quality.table(), record)
+
+
+def _require_exact(scores: Any) -> None:
+    wide = scores.pivot(index="pair", columns="variant", values=["ld_clean", "ld_corrupted"])
+    for side in ("ld_clean", "ld_corrupted"):
+        worst = float((wide[side][WITH_ERROR] - wide[side][PLAIN]).abs().max())
+        if not worst <= _EXACT:
+            raise SaeError(
+                f"SAEs with their errors move the logit difference by {worst:.2g}, not by rounding "
+                f"(at most {_EXACT}): reconstruction and error do not add up to the activation in "
+                "float32, as when reconstructions are many times larger: do not use these SAEs."
+            )
+
+
+def _reconstruct(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
+    def edit(x: Tensor) -> Tensor:
+        wide = x.float()
+        changed = wide - saes[site].decompose(wide).error
+        changed[:, 0] = wide[:, 0]
+        return changed
+
+    return edit
+
+
+def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
+    def edit(x: Tensor) -> Tensor:
+        return saes[site].compose(saes[site].decompose(x.float()))
+
+    return edit
+
+
+def _last_difference(
+    model: HookedModel,
+    tokens: Tensor,
+    group: PairGroup,
+    edits: dict[Site, Callable[[Tensor], Tensor]],
+) -> NDArray[np.floating]:
+    logits = model.run_all_positions(tokens, edits)[:, -1].double().cpu()
+    rows = torch.arange(len(tokens))
+    return (logits[rows, group.answer] - logits[rows, group.foil]).numpy()
+
+
+class _Quality:
+    """Explained variance, L0 and cross-entropy recovered, summed up over batches."""
+
+    def __init__(self, model: HookedModel, saes: SaeSet) -> None:
+        self._model, self._saes = model, saes
+        self._sums: dict[Site, dict[str, Any]] = {
+            site: {"error": 0.0, "count": 0, "active": 0, "sum": 0.0, "square": 0.0, "sae": 0.0}
+            | {"zero": 0.0, "plain": 0.0}
+            for site in saes
+        }
+
+    def add(self, tokens: Tensor, bar: Any) -> None:
+        plain = self._cross_entropy(tokens, {})
+        _, values = self._model.cache(tokens, list(self._saes))
+        for site, sums in self._sums.items():
+            x = values[site][:, 1:].float()
+            parts = self._saes[site].decompose(x)
+            sums["error"] += float(parts.error.double().square().sum())
+            sums["active"] += len(parts.latents.value)
+            sums["count"] += x.shape[0] * x.shape[1]
+            sums["sum"] = sums["sum"] + x.double().sum((0, 1))
+            sums["square"] += float(x.double().square().sum())
+            sums["plain"] += plain
+            sums["sae"] += self._cross_entropy(tokens, {site: _reconstruct(self._saes, site)})
+            sums["zero"] += self._cross_entropy(tokens, {site: _zero})
+            bar.update()
+
+    def _cross_entropy(
+        self, tokens: Tensor, edits: dict[Site, Callable[[Tensor], Tensor]]
+    ) -> float:
+        """Sum over predicted tokens, the one after the untouched first position left out."""
+        logits = self._model.run_all_positions(tokens, edits)[:, 1:-1].float()
+        targets = tokens[:, 2:].to(logits.device)
+        flat = logits.reshape(-1, logits.shape[-1])
+        return float(torch.nn.functional.cross_entropy(flat, targets.reshape(-1), reduction="sum"))
+
+    def table(self) -> pd.DataFrame:
+        rows = []
+        for site, sums in self._sums.items():
+            mean: Float[Tensor, " width"] = sums["sum"] / sums["count"]
+            variance = sums["square"] - sums["count"] * float(mean.square().sum())
+            rows.append(
+                {
+                    "site": str(site),
+                    "explained_variance": 1 - sums["error"] / variance,
+                    "l0": sums["active"] / sums["count"],
+                    "ce_recovered": (sums["zero"] - sums["sae"]) / (sums["zero"] - sums["plain"]),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def _zero(x: Tensor) -> Tensor:
+    changed = torch.zeros_like(x)
+    changed[:, 0] = x[:, 0]
+    return changed

@@ -1,0 +1,139 @@
+"""One SAE: an activation as latents times decoder rows, plus an offset, plus the error.
+
+At a site, x = offset + sum_i f_i a_i + e with latents f, effective decoder rows a_i and error e.
+For most SAEs a_i is row i of `W_dec` and the offset is `b_dec`. With input normalisation both are
+scaled by what the normalisation divided by, which differs from token to token: a_i = s * d_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.errors import CircuitsError
+from circuits.sites import Site
+
+
+class SaeError(CircuitsError):
+    """SAEs that cannot be found or loaded, or that do not fit the model."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The active latents of a batch, sparse: memory does not grow with the dictionary.
+
+    row, position, latent: where each is; value: its activation, never 0.
+    shape: (rows, positions, latents of the dictionary).
+    """
+
+    row: Int[Tensor, " active"]
+    position: Int[Tensor, " active"]
+    latent: Int[Tensor, " active"]
+    value: Float[Tensor, " active"]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, dense: Float[Tensor, "row position latent"]) -> Latents:
+        """The non-zero entries of `dense`."""
+        row, position, latent = dense.nonzero(as_tuple=True)
+        rows, positions, width = dense.shape
+        return cls(row, position, latent, dense[row, position, latent], (rows, positions, width))
+
+    def dense(self) -> Float[Tensor, "row position latent"]:
+        """All latents, zeros included."""
+        full = torch.zeros(self.shape, dtype=self.value.dtype, device=self.value.device)
+        full[self.row, self.position, self.latent] = self.value
+        return full
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """x = offset + scale * sum_i f_i d_i + error, exactly up to rounding.
+
+    latents: f. error: what the SAE does not reconstruct, [row, position, width].
+    scale: s, [row, position, 1]; 1 without input normalisation.
+    offset: the part of the reconstruction that no latent is responsible for, [row, position,
+        width].
+    """
+
+    latents: Latents
+    error: Float[Tensor, "row position width"]
+    scale: Float[Tensor, "row position one"]
+    offset: Float[Tensor, "row position width"]
+
+
+class Sae:
+    """A SAELens SAE at a site of a model.
+
+    rows: decoder rows d_i, [latent, width]; for SAEs that rescale latents by the norm of their
+    decoder row, the rows divided by that norm.
+    """
+
+    def __init__(self, sae: Any, site: Site) -> None:
+        for parameter in sae.parameters():
+            parameter.requires_grad_(False)
+        if sae.cfg.reshape_activations == "hook_z":
+            # Activations at z arrive with heads side by side already.
+            sae.turn_off_forward_pass_hook_z_reshaping()
+        self._sae = sae.eval()
+        self.site = site
+        self.d_sae, self.width = int(sae.cfg.d_sae), int(sae.cfg.d_in)
+
+    @property
+    def rows(self) -> Float[Tensor, "latent width"]:
+        """Decoder rows."""
+        rows = self._sae.W_dec
+        if getattr(self._sae.cfg, "rescale_acts_by_decoder_norm", False):
+            return rows / rows.norm(dim=-1, keepdim=True)
+        return rows
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights take on their device."""
+        return sum(p.numel() * p.element_size() for p in self._sae.parameters())
+
+    def named_weights(self) -> list[tuple[str, Tensor]]:
+        """The weights with their names."""
+        return list(self._sae.named_parameters())
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "row position width"]
+    ) -> Float[Tensor, "row position latent"]:
+        """All latents, dense."""
+        return self._sae.encode(x)
+
+    @torch.no_grad()
+    def decompose(self, x: Float[Tensor, "row position width"]) -> Decomposition:
+        """Split activations into latents and error: decode(latents) + error = x.
+
+        `decode` of a normalising SAE consumes what the `encode` before it left behind, so the two
+        are called once each, here and in this order.
+        """
+        dense = self._sae.encode(x)
+        error = x - self._sae.decode(dense)
+        scale, offset = self._affine(x)
+        return Decomposition(Latents.of(dense), error, scale, offset)
+
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kind, bias = self._sae.cfg.normalize_activations, self._sae.b_dec
+        if kind == "layer_norm":
+            scale = x.std(dim=-1, keepdim=True)
+            return scale, bias * scale + x.mean(dim=-1, keepdim=True)
+        if kind == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True) / self.width**0.5
+            return scale, bias * scale
+        return torch.ones_like(x[..., :1]), bias.expand_as(x)
+
+    @torch.no_grad()
+    def compose(self, parts: Decomposition) -> Float[Tensor, "row position width"]:
+        """The activation that a decomposition stands for."""
+        written = torch.zeros_like(parts.error)
+        found = parts.latents
+        contributions = found.value[:, None] * self.rows[found.latent]
+        written.index_put_((found.row, found.position), contributions, accumulate=True)
+        return parts.offset + parts.scale * written + parts.error
