@@ -179,7 +179,7 @@ def saes_command(
     model: options.ModelOption = None,
     layers: options.LayersOption = None,
     l0: options.L0Option = None,
-    width: options.WidthOption = "16k",
+    width: options.WidthOption = None,
     sae_memory: options.SaeMemoryOption = None,
     n_pairs: options.PairsOption = None,
     split: options.SplitOption = None,
@@ -188,13 +188,18 @@ def saes_command(
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
     out: options.OutOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure even what the model cannot do.")
+    ] = False,
 ) -> None:
     """What SAEs keep of a task's contrast: each alone, all of them, with and without errors."""
     from circuits.runs import check_new, default_folder
     from circuits.saes import load_saes, measure_fidelity
-    from circuits.task import PairsTask, check_contrast, load_task, require
+    from circuits.task import InputsTask, PairsTask, check_contrast, load_task, require
 
     chosen = require(load_task(task), PairsTask, "circuits saes")
+    if isinstance(chosen, InputsTask):
+        raise CircuitsError(f"{task} makes its own embeddings, which this command does not use.")
     name = check_contrast(chosen, contrast)
     folder = out or default_folder(chosen.name, "saes")
     check_new(folder)
@@ -210,7 +215,7 @@ def saes_command(
         split=split or "explored",
         prepend_bos=prepend_bos,
     )
-    result = measure_fidelity(loaded, found, pairs, task=chosen.name)
+    result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
     result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
     result.record["command"] = ctx.obj
     result.save(folder)

@@ -55,7 +55,8 @@ L0Option = Annotated[
     typer.Option("--l0", help="Of a release's SAEs for a layer, the one with the closest L0."),
 ]
 WidthOption = Annotated[
-    str, typer.Option("--width", help="Of a release's SAEs for a layer, those of this width.")
+    str | None,
+    typer.Option("--width", help="Of a release's SAEs, those of this width [16k if named]."),
 ]
 SaeMemoryOption = Annotated[
     float | None,

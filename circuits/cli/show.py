@@ -61,10 +61,18 @@ def print_fidelity(result: Fidelity) -> None:
         highlight=False,
         markup=False,
     )
-    trained_on = {s["trained_on"] for s in record["saes"]} - {None, record["model"]}
-    if trained_on:
-        names = ", ".join(sorted(trained_on))
-        console.print(f"They were trained on {names}, not on this model.", style="yellow")
+    names = {str(s["trained_on"]).rsplit("/", 1)[-1].lower() for s in record["saes"]}
+    others = sorted(names - {"none", str(record["model"]).rsplit("/", 1)[-1].lower()})
+    if others:
+        console.print(
+            f"They were trained on {', '.join(others)}, not on this model.", style="yellow"
+        )
+    if any(s["prepend_bos"] not in (None, record["prepend_bos"]) for s in record["saes"]):
+        console.print(
+            "They were trained with a beginning-of-text token, the prompts have none (or the "
+            "reverse): see --prepend-bos.",
+            style="yellow",
+        )
     kept = Table(title="Logit differences and contrast kept", box=box.SIMPLE_HEAD)
     for column in ("variant", "LD clean\nLD corrupted", "kept"):
         kept.add_column(column, no_wrap=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from circuits.saes.sae import Sae, SaeError
 from circuits.sites import Site
@@ -76,7 +77,11 @@ class SaeSet:
             self._held.popitem(last=False)
 
     def _load(self, source: SaeSource) -> Sae:
-        sae = Sae(source.load(self._device), source.site)
+        try:
+            sae = Sae(source.load(self._device), source.site)
+        except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SaeError(f"the SAE {source.name} could not be loaded: {reason}") from error
         for name, weight in sae.named_weights():
             if not torch.isfinite(weight).all():
                 raise SaeError(f"the SAE {source.name} has non-finite values in {name}.")

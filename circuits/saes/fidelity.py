@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from circuits.metrics import Summary, summarise_mean, summarise_ratio
 from circuits.models.hooked import HookedModel
+from circuits.patch.ability import CannotDo, assess, logit_differences
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import (
     SIGN_CONVENTION,
@@ -82,6 +83,8 @@ class Fidelity:
     def gate(self) -> str | None:
         """The loud line for SAEs that keep less than half of the contrast; None for others."""
         kept = float(self.kept(STACKED).value)
+        if np.isnan(kept):
+            return "The plain model has no contrast to keep: nothing is said about these SAEs."
         if kept >= SMALLEST_KEPT:
             return None
         return (
@@ -131,18 +134,26 @@ def measure_fidelity(
     pairs: PromptPairs,
     *,
     task: str = "custom",
+    force: bool = False,
     progress: bool = True,
 ) -> Fidelity:
     """Run every variant on every pair.
 
-    Raises `SaeError` when SAEs with their errors do not give the plain model back to 1e-4 logits:
+    Raises `CannotDo` when the model itself does not separate the pairs (unless `force`), because
+    there is nothing to keep then, and `SaeError` when SAEs with their errors do not give the plain
+    model back to 1e-4 logits:
     then nothing that is computed with them can be trusted.
     """
     variants: dict[str, tuple[str, dict[Site, Callable[[Tensor], Tensor]]]] = {PLAIN: ("", {})}
+    variants[WITH_ERROR] = ("", {site: _recompose(saes, site) for site in saes})
     for site in saes:
         variants[f"{site}, without error"] = (str(site), {site: _reconstruct(saes, site)})
     variants[STACKED] = ("", {site: _reconstruct(saes, site) for site in saes})
-    variants[WITH_ERROR] = ("", {site: _recompose(saes, site) for site in saes})
+    problem = assess(*logit_differences(model, pairs)).problem
+    if problem and not force:
+        raise CannotDo(f"{model.name} cannot do {task}: {problem}. There is nothing to keep.")
+    if min(map(len, pairs.clean_tokens)) < 3:
+        raise SaeError("prompts of fewer than 3 tokens have no next-token loss to recover.")
     groups = list(pairs.groups(_PAIRS_AT_ONCE))
     tables, quality = [], _Quality(model, saes)
     bar = tqdm(total=len(groups) * (len(variants) + len(saes)), disable=not progress, unit="pass")
@@ -157,11 +168,12 @@ def measure_fidelity(
                 columns = {"pair": group.indices, "ld_clean": clean, "ld_corrupted": corrupted}
                 tables.append(pd.DataFrame(columns).assign(variant=name, site=site))
                 bar.update()
+            if name == WITH_ERROR:  # before anything is built on SAEs that do not add up
+                _require_exact(pd.concat(tables, ignore_index=True))
         for group in groups:
             quality.add(torch.cat([group.clean, group.corrupted]), bar)
     scores: Any = pd.concat(tables, ignore_index=True)
     scores = scores[["pair", "variant", "site", "ld_clean", "ld_corrupted"]]
-    _require_exact(scores)
     record = {
         "method": "saes",
         "task": task,
@@ -212,7 +224,10 @@ def _reconstruct(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
 
 def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
     def edit(x: Tensor) -> Tensor:
-        return saes[site].compose(saes[site].decompose(x.float()))
+        wide = x.float()
+        changed = saes[site].compose(saes[site].decompose(wide))
+        changed[:, 0] = wide[:, 0]
+        return changed
 
     return edit
 

@@ -26,6 +26,10 @@ from circuits.sites import Site, SiteError
 
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 _PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+# Normalisations that need nothing but the input itself.
+NORMALISATIONS = ("none", None, "layer_norm", "constant_norm_rescale")
+_GEMMA_RELEASE = re.compile(r"gemma-scope-(?P<model>.+)-(?P<site>res|att|mlp|transcoders)")
+_GEMMA_HOOKS = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
 _GEMMA, _LLAMA, _SAELENS = "params.npz", "hyperparams.json", "cfg.json"
 
 
@@ -35,23 +39,27 @@ def load_saes(
     *,
     layers: Sequence[int] | None = None,
     l0: float | None = None,
-    width: str = "16k",
+    width: str | None = None,
     memory: int | None = None,
 ) -> SaeSet:
     """Find the SAEs called `name` and check that they fit `model`; weights are loaded on demand.
 
-    name: a SAELens release (`gemma-scope-2b-pt-res-canonical`, `llama_scope_lxr_8x`, ...), a hub
-        repository in SAELens' format, or a local folder with one or more SAEs.
+    name: a SAELens release (`gemma-scope-2b-pt-res-canonical`, `llama_scope_lxr_8x`, ...), or a
+        local folder with one or more SAEs.
     layers: which layers; all there are by default.
-    l0: of the ids a release has for a layer, the one whose average L0 is closest.
-    width: of the ids a release has for a layer, those of this width, where ids name one.
+    l0: of the ids a release has for a site, the one whose average L0 is closest.
+    width: of the ids a release has for a site, those of this width; None where ids name none, and
+        16k where they do. l0 and width are for releases only.
     memory: most bytes of weights on the device at once.
 
-    Raises `SaeError` when there are none, when several fit one site, for transcoders, pickled or
-    non-finite weights, and for SAEs whose site or width the model does not have.
+    Raises `SaeError` when there are none, when several fit one site, for transcoders, pickled
+    weights, normalisations that are not in the files, and for SAEs whose site or width the model
+    does not have. Non-finite weights raise when an SAE is first used.
     """
     path = Path(name)
-    found = _in_folder(path) if path.exists() else _in_release(str(name), layers, l0, width)
+    if path.exists() and (l0 is not None or width is not None):
+        raise SaeError("l0 and width choose among a release's SAEs; a folder has those it has.")
+    found = _in_folder(path, layers) if path.exists() else _in_release(str(name), layers, l0, width)
     chosen: dict[Site, SaeSource] = {}
     for source in found:
         if layers is not None and source.site.layer not in layers:
@@ -90,15 +98,16 @@ def _check_fit(source: SaeSource, model: HookedModel) -> None:
         )
 
 
-def _in_folder(path: Path) -> Iterable[SaeSource]:
-    makers: dict[str, Callable[[Path], SaeSource]] = {
+def _in_folder(path: Path, layers: Sequence[int] | None) -> Iterable[SaeSource]:
+    makers: dict[str, Callable[[Path, Sequence[int] | None], SaeSource | None]] = {
         _SAELENS: _sae_lens_source,
         _GEMMA: _gemma_source,
         _LLAMA: _llama_source,
     }
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = [makers[file.name](file) for file in files if file.name in makers]
-    if not found:
+    known = [file for file in files if file.name in makers and "embedding" not in file.parts]
+    found = [source for file in known if (source := makers[file.name](file, layers)) is not None]
+    if not known:
         pickled = [file.name for file in files if file.suffix in _PICKLES]
         if pickled:
             raise SaeError(
@@ -112,23 +121,42 @@ def _in_folder(path: Path) -> Iterable[SaeSource]:
     return found
 
 
-def _source(
-    file: Path,
-    config: dict[str, Any],
-    weights: Path,
-    load: Callable[[torch.device], Any],
-) -> SaeSource:
+def _check_config(name: str, config: dict[str, Any]) -> Site:
+    """The site of a configuration; raises for what would give wrong numbers without a word."""
     metadata = config.get("metadata") or {}
     hook = metadata.get("hook_name") or config.get("hook_name") or ""
     try:
         site = Site.parse(str(hook))
     except SiteError as error:
-        raise SaeError(f"{file} reads an unknown hook: {error}") from error
-    if config.get("normalize_activations") == "expected_average_only_in":
+        raise SaeError(f"{name} reads an unknown hook: {error}") from error
+    if config.get("normalize_activations", "none") not in NORMALISATIONS:
         raise SaeError(
-            f"{file} scales its input by an average norm that is not stored with it: fold it in "
-            "(SAELens: fold_activation_norm_scaling_factor) and save it again."
+            f"{name} wants its input normalised by {config['normalize_activations']!r}, whose "
+            "statistics are not stored with it: fold them in (SAELens: "
+            "fold_activation_norm_scaling_factor, fold_activation_whitening) and save it again."
         )
+    wanted = metadata.get("model_from_pretrained_kwargs") or {}
+    changed = [key for key in ("center_writing_weights", "fold_ln") if wanted.get(key)]
+    if changed:
+        raise SaeError(
+            f"{name} was trained on a model whose weights were changed by TransformerLens "
+            f"({', '.join(changed)}); on the model as published its latents would be wrong."
+        )
+    return site
+
+
+def _source(
+    file: Path,
+    config: dict[str, Any],
+    weights: Path,
+    load: Callable[[torch.device], Any],
+    layers: Sequence[int] | None,
+) -> SaeSource | None:
+    """None for a layer that is not wanted, before its weights are read."""
+    metadata = config.get("metadata") or {}
+    site = _check_config(str(file), config)
+    if layers is not None and site.layer not in layers:
+        return None
     return SaeSource(
         site=site,
         name=str(file.parent),
@@ -152,18 +180,18 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _sae_lens_source(file: Path) -> SaeSource:
+def _sae_lens_source(file: Path, layers: Sequence[int] | None) -> SaeSource | None:
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     raw = _read_json(file)
-    missing = {"d_in", "d_sae"} - raw.keys()
+    missing = {"d_in", "d_sae", "architecture"} - raw.keys()
     weights = file.parent / "sae_weights.safetensors"
     if missing or not weights.is_file():
         what = f"{', '.join(sorted(missing))} in {file.name}" if missing else weights.name
         raise SaeError(f"{file.parent} is not a SAELens SAE: it lacks {what}.")
-    return _source(
-        file, handle_config_defaulting(raw), weights, partial(_load_sae_lens, file.parent)
-    )
+    # Other architectures are refused later, by their name.
+    config = handle_config_defaulting(raw) if raw["architecture"] in ARCHITECTURES else raw
+    return _source(file, config, weights, partial(_load_sae_lens, file.parent), layers)
 
 
 def _load_sae_lens(folder: Path, device: torch.device) -> Any:
@@ -172,27 +200,38 @@ def _load_sae_lens(folder: Path, device: torch.device) -> Any:
     return SAE.load_from_disk(folder, device=str(device), dtype="float32")
 
 
-def _gemma_source(file: Path) -> SaeSource:
-    """Gemma Scope's `.../layer_N/width_W/average_l0_L/params.npz`; the layer is in the path, and
-    so is the site (`-att`, `-mlp`, else the residual stream), as in the names of its releases."""
-    layer = re.findall(r"layer_(\d+)", str(file))
-    if not layer:
-        raise SaeError(f"{file}: no layer_N in its path says which layer it is for.")
+def _gemma_source(file: Path, layers: Sequence[int] | None) -> SaeSource | None:
+    """Gemma Scope's `gemma-scope-2b-pt-res/layer_N/width_W/average_l0_L/params.npz`: the file does
+    not say where it belongs, so its path must keep the release's name and the layer."""
+    parts = list(reversed(file.resolve().parts))
+    layer = next((m for p in parts if (m := re.fullmatch(r"layer_(\d+)", p))), None)
+    release = next((m for p in parts if (m := _GEMMA_RELEASE.fullmatch(p))), None)
+    if layer is None or release is None or release["site"] not in _GEMMA_HOOKS:
+        raise SaeError(
+            f"{file}: the path must hold the release's name and the layer, such as "
+            "gemma-scope-2b-pt-res/layer_12, because the file does not say where it belongs; "
+            "transcoders are not supported."
+        )
+    if layers is not None and int(layer[1]) not in layers:
+        return None
     try:
         with np.load(file, allow_pickle=False) as arrays:
             d_in, d_sae = arrays["W_enc"].shape
     except (ValueError, KeyError, OSError) as error:
         raise SaeError(f"{file} is not a Gemma Scope SAE ({error}).") from error
-    kinds = {"-att": "attn.hook_z", "-mlp": "hook_mlp_out"}
-    hook = next((hook for key, hook in kinds.items() if key in str(file)), "hook_resid_post")
+    hook = _GEMMA_HOOKS[release["site"]]
     config = {
         "architecture": "jumprelu",
         "d_in": d_in,
         "d_sae": d_sae,
         "apply_b_dec_to_input": False,
-        "metadata": {"hook_name": f"blocks.{layer[-1]}.{hook}", "prepend_bos": True},
+        "metadata": {
+            "hook_name": f"blocks.{layer[1]}.{hook}",
+            "model_name": f"gemma-2-{release['model']}".removesuffix("-pt"),
+            "prepend_bos": True,
+        },
     }
-    return _source(file, config, file, partial(_load_gemma, file, config))
+    return _source(file, config, file, partial(_load_gemma, file, config), layers)
 
 
 def _load_gemma(file: Path, config: dict[str, Any], device: torch.device) -> Any:
@@ -201,7 +240,7 @@ def _load_gemma(file: Path, config: dict[str, Any], device: torch.device) -> Any
     return _make_jumprelu(config, weights, device)
 
 
-def _llama_source(file: Path) -> SaeSource:
+def _llama_source(file: Path, layers: Sequence[int] | None) -> SaeSource | None:
     raw = _read_json(file)
     weights = file.parent / "checkpoints" / "final.safetensors"
     needed = ("d_model", "d_sae", "hook_point_in", "jump_relu_threshold")
@@ -221,9 +260,13 @@ def _llama_source(file: Path) -> SaeSource:
         "d_in": raw["d_model"],
         "d_sae": raw["d_sae"],
         "apply_b_dec_to_input": False,
-        "metadata": {"hook_name": raw["hook_point_in"], "prepend_bos": True},
+        "metadata": {
+            "hook_name": raw["hook_point_in"],
+            "model_name": "Llama-3.1-8B",
+            "prepend_bos": True,
+        },
     }
-    return _source(file, config, weights, partial(_load_llama, weights, config, raw))
+    return _source(file, config, weights, partial(_load_llama, weights, config, raw), layers)
 
 
 def _load_llama(
@@ -259,7 +302,7 @@ def _make_jumprelu(
 
 
 def _in_release(
-    name: str, layers: Sequence[int] | None, l0: float | None, width: str
+    name: str, layers: Sequence[int] | None, l0: float | None, width: str | None
 ) -> Iterable[SaeSource]:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -271,19 +314,23 @@ def _in_release(
             f"there is no SAE release or folder {name!r}.{hint} SAELens' documentation lists the "
             "releases."
         )
-    for layer, ids in sorted(ids_by_layer(directory[name].saes_map).items()):
-        if layers is None or layer in layers:
-            chosen = choose_id(name, ids, directory[name].expected_l0, l0, width)
-            yield _release_source(name, chosen)
+    chosen = [
+        choose_id(name, ids, directory[name].expected_l0, l0, width)
+        for (layer, _), ids in sorted(ids_by_place(directory[name].saes_map).items())
+        if layers is None or layer in layers
+    ]
+    return [_release_source(name, one) for one in chosen]
 
 
-def ids_by_layer(ids: Iterable[str]) -> dict[int, list[str]]:
-    """The ids of a release by the layer they name; ids without one (embeddings) are left out."""
-    found: dict[int, list[str]] = {}
+def ids_by_place(ids: Iterable[str]) -> dict[tuple[int, str], list[str]]:
+    """The ids of a release by the layer and, where they name it, the hook they stand for; ids
+    without a layer (embeddings) are left out."""
+    found: dict[tuple[int, str], list[str]] = {}
     for one in ids:
-        named = re.search(r"(?:layer_|blocks\.|^l|layers?\.)(\d+)", one)
-        if named and "embedding" not in one:
-            found.setdefault(int(named[1]), []).append(one)
+        layer = re.search(r"(?:layer_?|blocks\.|^l|layers?\.)(\d+)", one)
+        hook = re.search(r"hook_[a-z_]+", one)
+        if layer and "embedding" not in one:
+            found.setdefault((int(layer[1]), hook[0] if hook else ""), []).append(one)
     return found
 
 
@@ -292,13 +339,19 @@ def choose_id(
     ids: Sequence[str],
     known_l0: dict[str, float],
     l0: float | None,
-    width: str,
+    width: str | None,
 ) -> str:
-    """The one id of a layer that is meant: of the given width, with the average L0 closest to `l0`.
+    """The one id of a place that is meant: of the given width, with the average L0 closest to `l0`.
 
-    Raises `SaeError` when several are left and `l0` does not decide, or is not known for any.
+    Raises `SaeError` when several are left and `l0` does not decide, or is not known for any, and
+    when there is none of that width.
     """
-    sized = [one for one in ids if f"width_{width}/" in one] or list(ids)
+    widths = {one: m[1] for one in ids if (m := re.search(r"width_([0-9a-zA-Z]+)", one))}
+    meant = width or ("16k" if widths else None)
+    sized = [one for one in ids if meant is None or widths.get(one) == meant]
+    if not sized:
+        there = ", ".join(sorted(set(widths.values()))) or "none that is named"
+        raise SaeError(f"{release} has no width {meant!r} here; its widths: {there}.")
     if l0 is not None:
         measured = [one for one in sized if known_l0.get(one)]
         if not measured:
@@ -308,7 +361,7 @@ def choose_id(
         return min(measured, key=lambda one: (abs(known_l0[one] - l0), one))
     if len(sized) > 1:
         raise SaeError(
-            f"{release} has {len(sized)} SAEs for one layer ({', '.join(sized[:3])}, ...): choose "
+            f"{release} has {len(sized)} SAEs for one place ({', '.join(sized[:3])}, ...): choose "
             "with l0 and width."
         )
     return sized[0]
@@ -316,18 +369,20 @@ def choose_id(
 
 def _release_source(release: str, sae_id: str) -> SaeSource:
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+    from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor
 
     try:
         config = load_sae_config_from_huggingface(release, sae_id)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SaeError(
-            f"{release}/{sae_id} could not be read from the hub: {reason} Without a network, give "
-            "the folder of SAEs that are here."
-        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_from_hub(f"{release}/{sae_id}", error) from error
     metadata = config.get("metadata") or {}
+    folded = {**config}
+    if folded.get("normalize_activations") == "expected_average_only_in":
+        if get_norm_scaling_factor(release, sae_id) is None:
+            raise SaeError(f"{release}/{sae_id} lacks the norm that its input is scaled by.")
+        folded["normalize_activations"] = "none"  # SAELens folds it in from its directory
     return SaeSource(
-        site=Site.parse(str(metadata.get("hook_name") or config.get("hook_name"))),
+        site=_check_config(f"{release}/{sae_id}", folded),
         name=f"{release}/{sae_id}",
         architecture=str(config["architecture"]),
         d_sae=int(config["d_sae"]),
@@ -342,4 +397,15 @@ def _release_source(release: str, sae_id: str) -> SaeSource:
 def _load_release(release: str, sae_id: str, device: torch.device) -> Any:
     from sae_lens import SAE
 
-    return SAE.from_pretrained(release, sae_id, device=str(device), dtype="float32")
+    try:
+        return SAE.from_pretrained(release, sae_id, device=str(device), dtype="float32")
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_from_hub(f"{release}/{sae_id}", error) from error
+
+
+def _not_from_hub(name: str, error: Exception) -> SaeError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return SaeError(
+        f"{name} could not be read from the hub: {reason} Without a network, give the folder of "
+        "SAEs that are here."
+    )

@@ -13,6 +13,7 @@ import torch
 from circuits import cli
 from circuits.cli.show import print_fidelity
 from circuits.models.hooked import HookedModel
+from circuits.patch import CannotDo
 from circuits.saes import Fidelity, SaeError, load_saes, measure_fidelity
 from circuits.saes.fidelity import PLAIN, STACKED, WITH_ERROR
 from circuits.sites import Site, SiteError
@@ -51,7 +52,7 @@ def fidelity(model: HookedModel, folder: Path, saes: list[Any], count: int = 5) 
     for i, sae in enumerate(saes):
         sae.save_model(folder / str(i))
     pairs = token_pairs(count, seed=2)
-    return measure_fidelity(model, load_saes(folder, model), pairs, progress=False)
+    return measure_fidelity(model, load_saes(folder, model), pairs, force=True, progress=False)
 
 
 def test_a_perfect_sae_keeps_everything(model: HookedModel, tmp_path: Path) -> None:
@@ -118,6 +119,21 @@ def test_quality_by_hand(model: HookedModel, tmp_path: Path) -> None:
     assert abs(row["explained_variance"] - expected) < 1e-4
     assert abs(row["l0"] - float((sae.encode(x) != 0).float().sum(1).mean())) < 1e-5
     assert len(x) == 10 * (LENGTH - 1)
+    bridge: Any = model.module
+
+    def loss(change: Any) -> float:
+        def hook(x: torch.Tensor, hook: Any) -> torch.Tensor:
+            return torch.cat([x[:, :1], change(x[:, 1:])], 1)
+
+        logits = bridge.run_with_hooks(tokens, fwd_hooks=[(HOOKS[0], hook)]).detach()
+        logprobs = logits.log_softmax(-1)
+        # The prediction of token t + 1 is read at token t; the untouched first one is left out.
+        terms = [logprobs[:, t].gather(1, tokens[:, t + 1, None]) for t in range(1, LENGTH - 1)]
+        return -float(torch.cat(terms).mean())
+
+    plain, zero = loss(lambda x: x), loss(torch.zeros_like)
+    spliced = loss(lambda x: sae.decode(sae.encode(x)).detach())
+    assert abs(row["ce_recovered"] - (zero - spliced) / (zero - plain)) < 1e-4
 
 
 def test_a_run_read_back_is_the_same(model: HookedModel, tmp_path: Path) -> None:
@@ -140,6 +156,15 @@ def test_in_bfloat16_models_errors_make_up_for_everything_too(tmp_path: Path) ->
     half = tiny.bridge("llama", torch.bfloat16)
     found = fidelity(half, tmp_path, [make_sae("standard", hook) for hook in HOOKS])
     assert np.allclose(found.gap(WITH_ERROR), found.gap(PLAIN), atol=1e-4)
+
+
+def test_a_contrast_that_the_model_cannot_do_has_nothing_to_keep(
+    model: HookedModel, tmp_path: Path
+) -> None:
+    identity(HOOKS[0]).save_model(tmp_path)
+    saes, pairs = load_saes(tmp_path, model), token_pairs(5, seed=2)
+    with pytest.raises(CannotDo, match="There is nothing to keep"):
+        measure_fidelity(model, saes, pairs, progress=False)
 
 
 def test_resid_mid_cannot_be_edited(model: HookedModel) -> None:

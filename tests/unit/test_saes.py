@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from circuits.models.hooked import HookedModel
 from circuits.saes import Sae, SaeError, SaeSet, load_saes
-from circuits.saes.load import choose_id, ids_by_layer
+from circuits.saes.load import choose_id, ids_by_place
 from circuits.sites import Site
 from tests import tiny
 
@@ -109,6 +109,37 @@ def test_gemma_scope_files(model: HookedModel, tmp_path: Path) -> None:
     assert load_saes(tmp_path, model).sources[site].prepend_bos is True
 
 
+@pytest.mark.parametrize(
+    "folder",
+    ["gemma-scope-2b-pt-transcoders/layer_3", "my-mlp-study/layer_3", "gemma-scope-2b-pt-res"],
+)
+def test_gemma_files_that_do_not_say_where_they_belong(
+    model: HookedModel, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    np.savez(tmp_path / folder / "params.npz", W_enc=np.zeros((WIDTH, LATENTS), np.float32))
+    with pytest.raises(SaeError, match="the path must hold the release's name and the layer"):
+        load_saes(tmp_path, model)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other size"])
+def test_damaged_weights_are_named(model: HookedModel, tmp_path: Path, damage: str) -> None:
+    make_sae("standard", "blocks.1.hook_resid_post").save_model(tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:500])
+    else:
+        config = json.loads((tmp_path / "cfg.json").read_text())
+        (tmp_path / "cfg.json").write_text(json.dumps({**config, "d_sae": 7}))
+    with pytest.raises(SaeError, match="could not be loaded"):
+        only(load_saes(tmp_path, model))
+
+
+def test_options_for_releases_are_not_for_folders(model: HookedModel, tmp_path: Path) -> None:
+    with pytest.raises(SaeError, match="l0 and width choose among a release's SAEs"):
+        load_saes(tmp_path, model, l0=100.0)
+
+
 def test_llama_scope_files(model: HookedModel, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     weights = {
@@ -175,6 +206,12 @@ def _spoil(folder: Path, how: str) -> None:
         config["architecture"] = "transcoder"
     elif how == "scale":
         config["normalize_activations"] = "expected_average_only_in"
+    elif how == "whitening":
+        config["normalize_activations"] = "covariance_whitening"
+    elif how == "centred":
+        config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    elif how == "no architecture":
+        del config["architecture"]
     elif how == "no width":
         del config["d_in"]
     elif how == "no weights":
@@ -195,8 +232,11 @@ def _spoil(folder: Path, how: str) -> None:
         ("hook", "reads an unknown hook"),
         ("layer", "reads resid_post.9, but .* layers 0 to 3"),
         ("transcoder", "which is a transcoder: expected one of standard, gated"),
-        ("scale", "an average norm that is not stored with it"),
-        ("no width", "it lacks d_in in cfg.json"),
+        ("scale", "'expected_average_only_in', whose statistics are not stored with it"),
+        ("whitening", "'covariance_whitening', whose statistics are not stored with it"),
+        ("centred", r"changed by TransformerLens \(center_writing_weights\)"),
+        ("no width", r"it lacks d_in in cfg\.json"),
+        ("no architecture", r"it lacks architecture in cfg\.json"),
         ("no weights", r"it lacks sae_weights\.safetensors"),
         ("pickle", r"holds pickled weights .*never loaded"),
         ("nothing", r"holds no SAE: expected cfg\.json"),
@@ -247,21 +287,24 @@ def test_ids_of_releases_are_chosen_by_width_and_l0() -> None:
 
     directory = get_pretrained_saes_directory()
     scope = directory["gemma-scope-2b-pt-res"]
-    ids = ids_by_layer(scope.saes_map)
-    assert sorted(ids) == list(range(26))
-    for layer in (0, 12, 25):
-        chosen = choose_id("r", ids[layer], scope.expected_l0, 100.0, "16k")
-        same = [one for one in ids[layer] if "width_16k/" in one and scope.expected_l0[one]]
+    ids = ids_by_place(scope.saes_map)
+    assert sorted(ids) == [(layer, "") for layer in range(26)]
+    for place in ids:
+        chosen = choose_id("r", ids[place], scope.expected_l0, 100.0, None)
+        same = [one for one in ids[place] if "width_16k/" in one and scope.expected_l0[one]]
         assert chosen in same
         gaps = {one: abs(scope.expected_l0[one] - 100) for one in same}
         assert gaps[chosen] == min(gaps.values())
-    with pytest.raises(SaeError, match=r"SAEs for one layer .*choose with l0 and width"):
-        choose_id("r", ids[12], scope.expected_l0, None, "16k")
+    with pytest.raises(SaeError, match=r"SAEs for one place .*choose with l0 and width"):
+        choose_id("r", ids[12, ""], scope.expected_l0, None, "16k")
+    with pytest.raises(SaeError, match=r"has no width '7k' here; its widths: .*16k"):
+        choose_id("r", ids[12, ""], scope.expected_l0, 100.0, "7k")
     for release, layers in (
         ("gemma-scope-2b-pt-res-canonical", 26),
         ("llama_scope_lxr_8x", 32),
         ("gpt2-small-res-jb", 12),
     ):
-        found = ids_by_layer(directory[release].saes_map)
-        assert set(range(layers)) <= set(found)
-        choose_id(release, found[5], {}, None, "16k")
+        found = ids_by_place(directory[release].saes_map)
+        assert set(range(layers)) <= {layer for layer, _ in found}
+        for place in found:
+            assert choose_id(release, found[place], {}, None, None) in found[place]
