@@ -1,6 +1,6 @@
-"""Exact patching: speed against TransformerLens' own sweep, share of the machine, memory.
+"""Exact patching: speed against TransformerLens' own sweep, and the share of the machine.
 
-    python -m benchmarks.patching            # about 8 minutes on two cores
+    python -m benchmarks.patching            # about 3 minutes on two cores
     python -m benchmarks.patching --full     # the long prompt's sweep by TransformerLens in full
 
 What was predicted, before it was measured, from counted operations at 180 GFLOP/s (two cores):
@@ -14,10 +14,6 @@ unless --full is given.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -27,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import patching
 
-from benchmarks.common import memory_growth, product_rate, report, seconds
+from benchmarks.common import product_rate, report, seconds
 from circuits import PromptPairs, load_model, load_task, patch
 from circuits.models.hooked import HookedModel
 from circuits.prompts import Pair
@@ -35,7 +31,6 @@ from circuits.task import PairsTask, require
 from tasks.error_type.templates import CONTRASTS, make_pairs
 
 PREFIX_TOKENS = 98
-PAIR_COUNTS = (1, 4, 16, 64)
 
 
 def long_pairs(model: HookedModel) -> PromptPairs:
@@ -106,42 +101,11 @@ def compare(model: HookedModel, pairs: PromptPairs, sample: int | None) -> dict[
     }
 
 
-def child(count: int) -> None:
-    """One measurement of time and memory in a process of its own."""
-    model = load_model(device="cpu")
-    task = load_task("error_type")
-    with memory_growth() as memory:
-        started = time.perf_counter()
-        result = patch(model, task, n_pairs=count, progress=False)
-        taken = time.perf_counter() - started
-    scores = float(result.scores.memory_usage(deep=True).sum()) / 2**20
-    print(json.dumps({"pairs": count, "seconds": taken, **memory, "scores_mib": scores}))
-
-
-def scaling() -> list[dict[str, Any]]:
-    """Time and peak memory against the number of pairs, one process each.
-
-    Large blocks are given back to the system as soon as they are free (a fixed mmap threshold of
-    the C library): otherwise what is measured is its fragmentation, 50 MiB more or less.
-    """
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    rows = []
-    for count in PAIR_COUNTS:
-        command = [sys.executable, "-m", "benchmarks.patching", "--child", str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=150, help="of the long prompt, for theirs")
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        child(given.child)
-        return
     model = load_model(device="cpu")
     task = require(load_task("error_type"), PairsTask, "this benchmark")
     short = task.pairs(model, n=1)
@@ -151,8 +115,6 @@ def main() -> None:
         patch(model, short, progress=False)
     share = counter.get_total_flops() / at_short["seconds"] / rate
     at_long = compare(model, long_pairs(model), None if given.full else given.cells)
-    by_pairs = scaling()
-    growth = by_pairs[-1]["peak_mib"] - by_pairs[-2]["peak_mib"]
     worst = max(at_short["largest_difference"], at_long["largest_difference"])
     rows = [
         {
@@ -171,28 +133,12 @@ def main() -> None:
         {"what": "98 shared tokens, one pair", "measured": at_long["seconds"], "unit": "s"},
         {"what": "largest difference of any cell", "measured": worst, "bar": "1e-4"},
         {"what": "share of the rate of a large matrix product", "measured": share},
-        *({"what": f"{r['pairs']} pairs", "measured": r["seconds"], "unit": "s"} for r in by_pairs),
-        *(
-            {
-                "what": f"{r['pairs']} pairs, peak beyond the model",
-                "measured": r["peak_mib"],
-                "unit": "MiB",
-            }
-            for r in by_pairs
-        ),
-        {
-            "what": "peak memory, 64 pairs minus 16",
-            "measured": growth,
-            "unit": "MiB",
-            "bar": "scores + 10% of the peak",
-        },
     ]
     details = {
         "product_rate_gflops": rate / 1e9,
         "counted_tflop": counter.get_total_flops() / 1e12,
         "short": at_short,
         "long": at_long,
-        "by_pairs": by_pairs,
     }
     report(__file__, rows, details)
 
