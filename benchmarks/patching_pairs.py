@@ -3,9 +3,8 @@
     python -m benchmarks.patching_pairs      # about 5 minutes on two cores
 
 Predicted: time in proportion to the pairs; memory flat from 8 pairs on, which is how many are held
-at once. Measured is what the process holds, the C library's free blocks included. The tensors that
-are alive after a sweep are those of the model alone, whatever the number of pairs (counted), so
-what still grows from 16 to 64 pairs is fragmentation.
+at once. Measured is what the process holds, the C library's free blocks included; that growth from
+16 to 64 pairs is fragmentation is likely (no tensor outlives a sweep of 8 pairs), not shown.
 """
 
 from __future__ import annotations
