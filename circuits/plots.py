@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _DIVERGING = "RdBu"  # red - white - blue
 _MOST_COLUMNS = 48  # more tokens than this are not legible at the width of a notebook
 _MOST_HEADS = 40
 _WIDTH = 950
+_BLUE, _RED = "#2171b5", "#cb181d"
+_TOKENS_SHOWN = 8  # raised, and as many lowered
 _SMALLEST_FONT = 9.0
 _TOKEN_AXIS = (
     "token (clean, below it corrupted where they differ; \u2423 is a space, \u21b5 a new line)"
@@ -246,3 +249,67 @@ def _ticks(labels: list[str]) -> tuple[list[str], int, float]:
         return labels, 0, size
     lines = [[part for part in label.split("<br>") if part.strip()] for label in labels]
     return [" \u00b7 ".join(parts) for parts in lines], -60, _SMALLEST_FONT
+
+
+def latent_figure(
+    row: Mapping[str, Any], vocabulary: Mapping[int, str], record: Mapping[str, Any]
+) -> go.Figure:
+    """A latent: how strongly it is active, and the tokens its decoder row raises and lowers."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.45, 0.55],
+        horizontal_spacing=0.16,
+        subplot_titles=[
+            "activations when active",
+            "direct effect on logits, per unit of activation",
+        ],
+    )
+    edges = np.asarray(record["histogram_edges"])
+    counts = np.asarray(row["histogram"])
+    used = np.flatnonzero(counts)
+    bins = range(used[0], used[-1] + 1) if len(used) else range(0)
+    figure.add_bar(
+        x=[float(np.sqrt(edges[i] * edges[i + 1])) for i in bins],
+        width=[float(edges[i + 1] - edges[i]) for i in bins],
+        y=[int(counts[i]) for i in bins],
+        marker_color=_BLUE,
+        hovertemplate="about %{x:.3g}: %{y} positions<extra></extra>",
+        row=1,
+        col=1,
+    )
+    figure.update_xaxes(type="log", title="activation (log scale)", row=1, col=1)
+    figure.update_yaxes(title="positions", row=1, col=1)
+    words = [*zip(row["raised"], row["raised_by"], strict=True)][:_TOKENS_SHOWN]
+    words += [*zip(row["lowered"], row["lowered_by"], strict=True)][:_TOKENS_SHOWN][::-1]
+    # Numbered, because two tokens can look the same.
+    labels = [f"{visible(vocabulary[int(t)])}" for t, _ in words]
+    values = [float(v) for _, v in words]
+    figure.add_bar(
+        x=values,
+        y=list(range(len(words))),
+        orientation="h",
+        marker_color=[_BLUE if v > 0 else _RED for v in values],
+        customdata=labels,
+        hovertemplate="%{customdata}: %{x:+.3f}<extra></extra>",
+        row=1,
+        col=2,
+    )
+    reach = max((abs(v) for v in values), default=1.0) * 1.05
+    figure.update_xaxes(
+        title="logit against the mean token (positive: raised)",
+        range=[-reach, reach],
+        zeroline=True,
+        zerolinecolor="#444",
+        row=1,
+        col=2,
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(words))), ticktext=labels, autorange="reversed", row=1, col=2
+    )
+    figure.update_layout(
+        width=_WIDTH, height=390, showlegend=False, bargap=0.15, margin={"l": 60, "r": 20, "t": 50}
+    )
+    return figure

@@ -48,7 +48,7 @@ LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Which layers, such as 0,6,12-18 [all].")
 ]
 SaesOption = Annotated[
-    str, typer.Option("--saes", help="A SAELens release, or a local folder of SAEs.")
+    str, typer.Option("--saes", help="embedded, a SAELens release, or a local folder of SAEs.")
 ]
 L0Option = Annotated[
     float | None,
@@ -61,6 +61,20 @@ WidthOption = Annotated[
 SaeMemoryOption = Annotated[
     float | None,
     typer.Option("--sae-memory", help="Most GiB of SAE weights on the device at once [no bound]."),
+]
+CorpusOption = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        help="SOURCE or SOURCE=WEIGHT; may be repeated. stdlib, django-docs, "
+        "wikipedia:LANGUAGE[:DATE], hub:NAME[:CONFIG[:SPLIT]], or a file, folder or glob.",
+    ),
+]
+TextFieldOption = Annotated[
+    str, typer.Option("--text-field", help="The field of JSONL and hub data with the text.")
+]
+ContextOption = Annotated[
+    int, typer.Option("--context", min=2, help="Most tokens the model reads at once.")
 ]
 
 

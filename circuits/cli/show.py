@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from circuits.features import FeatureBank
     from circuits.patch import PatchResult
     from circuits.saes import Fidelity
 
@@ -96,6 +97,31 @@ def print_fidelity(result: Fidelity) -> None:
     console.print(quality)
     if result.gate:
         console.print(result.gate, style="bold red", highlight=False, markup=False)
+
+
+def print_bank(bank: FeatureBank) -> None:
+    """Per site how active its latents are, and its most active ones."""
+    positions = bank.record["positions"]
+    table = Table(title=f"Latents on {positions:,} positions", box=box.SIMPLE_HEAD)
+    for column in ("site", "latents", "dead", "L0"):
+        table.add_column(column)
+    dead: Any = bank.dead()
+    for site in bank.sites:
+        part: Any = bank.latents[bank.latents["site"] == str(site)]
+        share = f"{dead.loc[str(site), 'dead']} ({dead.loc[str(site), 'share']:.1%})"
+        table.add_row(str(site), str(len(part)), share, f"{part['active'].sum() / positions:.1f}")
+    console.print(table)
+    texts: Any = bank.descriptions()
+    shown = Table(title="The strongest latents of each site", box=box.SIMPLE_HEAD)
+    for column in ("site", "latent", "rate", "description"):
+        shown.add_column(column)
+    for site in bank.sites:
+        part = bank.latents[bank.latents["site"] == str(site)]
+        for index in part.sort_values("max", ascending=False).index[:3]:
+            row = bank.latents.loc[index]
+            text = escaped(texts.loc[index, "description"])
+            shown.add_row(str(site), str(row["latent"]), f"{row['rate']:.2%}", text)
+    console.print(shown)
 
 
 def _print_where(result: PatchResult) -> None:

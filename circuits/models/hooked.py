@@ -7,6 +7,7 @@ returns or raises.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ from circuits.task import Inputs
 
 Edit = Callable[[Tensor], Tensor]
 _FLAT = "row position ... -> row position (...)"  # heads, where a site has them, side by side
+
+
+class _Enough(Exception):
+    """Everything that was asked for has been computed."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +192,43 @@ class HookedModel:
             logits = self.adapter.forward(given.tokens)
         return logits, values
 
+    @torch.no_grad()
+    def activations(
+        self, inputs: Inputs | Tensor, sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "row position width"]]:
+        """The activations at `sites`, without what comes after the last of them: no logits.
+
+        Attention looks back only, so rows may be padded at their end and the values there ignored.
+        """
+        given = self._inputs(inputs)
+        wanted = list(dict.fromkeys(sites))
+        values: dict[Site, Tensor] = {}
+
+        def stop(x: Tensor) -> None:
+            if len(values) == len(wanted):
+                raise _Enough
+
+        with HookSet() as hooks:
+            self._hook_embeddings(hooks, given)
+            for site in wanted:
+                self._hook_store(hooks, site, values, 0, stop)
+            with contextlib.suppress(_Enough):
+                self.adapter.forward(given.tokens)
+        return {site: values[site] for site in wanted}
+
     def _hook_store(
-        self, hooks: HookSet, site: Site, values: dict[Site, Tensor], first: int
+        self,
+        hooks: HookSet,
+        site: Site,
+        values: dict[Site, Tensor],
+        first: int,
+        then: Callable[[Tensor], None] = lambda x: None,
     ) -> None:
         def store(x: Tensor) -> None:
             part = rearrange(x, _FLAT)[:, first:]
             # A slice would keep the whole tensor alive.
             values[site] = part.clone() if first else part
+            then(x)
 
         hooks.on_output(self.adapter.hook_point(site), str(site), store)
 

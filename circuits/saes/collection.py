@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from circuits.models.load import sha256_of_weights
 from circuits.saes.sae import Sae, SaeError
 from circuits.sites import Site
 
@@ -22,7 +23,8 @@ class SaeSource:
     its configuration says. model_name: the model it was trained on, when that is recorded.
     prepend_bos: whether it was trained with a beginning-of-text token, None when not recorded.
     sha256: of its weights, "" for a release that is not downloaded yet.
-    load: makes the SAELens object on a device, in float32.
+    load: makes the SAELens object on a device, in float32. neuronpedia: its id there, when known.
+    centred: whether it reads activations less their mean over the width.
     """
 
     site: Site
@@ -34,6 +36,8 @@ class SaeSource:
     prepend_bos: bool | None
     sha256: str
     load: Callable[[torch.device], Any] = field(repr=False, compare=False)
+    neuronpedia: str | None = None
+    centred: bool = False
 
 
 class SaeSet:
@@ -51,6 +55,7 @@ class SaeSet:
         self.sources = dict(sorted(sources.items()))
         self._device, self._memory = device, memory
         self._held: OrderedDict[Site, Sae] = OrderedDict()
+        self._digests: dict[Site, str] = {}
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sources)
@@ -65,6 +70,15 @@ class SaeSet:
         self._held.move_to_end(site)
         return self._held[site]
 
+    def only(self, sites: Collection[Site]) -> SaeSet:
+        """The SAEs at some of the sites."""
+        kept = {site: source for site, source in self.sources.items() if site in sites}
+        return SaeSet(kept, self._device, self._memory)
+
+    def sha256(self, site: Site) -> str:
+        """Of the weights at a site: their file, or, for a release, the tensors once loaded."""
+        return self.sources[site].sha256 or self._digests.get(site, "")
+
     @property
     def nbytes(self) -> int:
         """Bytes of weights that are held now."""
@@ -78,11 +92,13 @@ class SaeSet:
 
     def _load(self, source: SaeSource) -> Sae:
         try:
-            sae = Sae(source.load(self._device), source.site)
+            sae = Sae(source.load(self._device), source.site, centred=source.centred)
         except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SaeError(f"the SAE {source.name} could not be loaded: {reason}") from error
         for name, weight in sae.named_weights():
             if not torch.isfinite(weight).all():
                 raise SaeError(f"the SAE {source.name} has non-finite values in {name}.")
+        if not source.sha256 and source.site not in self._digests:
+            self._digests[source.site] = sha256_of_weights(sae.module)
         return sae

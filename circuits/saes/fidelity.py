@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -40,6 +39,7 @@ from circuits.runs import (
     write_scores,
 )
 from circuits.saes.collection import SaeSet
+from circuits.saes.quality import Quality, reconstruct
 from circuits.saes.sae import SaeError
 from circuits.sites import Site
 
@@ -147,15 +147,15 @@ def measure_fidelity(
     variants: dict[str, tuple[str, dict[Site, Callable[[Tensor], Tensor]]]] = {PLAIN: ("", {})}
     variants[WITH_ERROR] = ("", {site: _recompose(saes, site) for site in saes})
     for site in saes:
-        variants[f"{site}, without error"] = (str(site), {site: _reconstruct(saes, site)})
-    variants[STACKED] = ("", {site: _reconstruct(saes, site) for site in saes})
+        variants[f"{site}, without error"] = (str(site), {site: reconstruct(saes, site)})
+    variants[STACKED] = ("", {site: reconstruct(saes, site) for site in saes})
     problem = assess(*logit_differences(model, pairs)).problem
     if problem and not force:
         raise CannotDo(f"{model.name} cannot do {task}: {problem}. There is nothing to keep.")
     if min(map(len, pairs.clean_tokens)) < 3:
         raise SaeError("prompts of fewer than 3 tokens have no next-token loss to recover.")
     groups = list(pairs.groups(_PAIRS_AT_ONCE))
-    tables, quality = [], _Quality(model, saes)
+    tables, quality = [], Quality(model, saes)
     bar = tqdm(total=len(groups) * (len(variants) + len(saes)), disable=not progress, unit="pass")
     with bar:
         for name, (site, edits) in variants.items():
@@ -171,7 +171,7 @@ def measure_fidelity(
             if name == WITH_ERROR:  # before anything is built on SAEs that do not add up
                 _require_exact(pd.concat(tables, ignore_index=True))
         for group in groups:
-            quality.add(torch.cat([group.clean, group.corrupted]), bar)
+            quality.add(torch.cat([group.clean, group.corrupted]), progress=bar.update)
     scores: Any = pd.concat(tables, ignore_index=True)
     scores = scores[["pair", "variant", "site", "ld_clean", "ld_corrupted"]]
     record = {
@@ -183,7 +183,7 @@ def measure_fidelity(
             {
                 "site": str(site),
                 "name": source.name,
-                "sha256": source.sha256,
+                "sha256": saes.sha256(site),
                 "trained_on": source.model_name,
                 "prepend_bos": source.prepend_bos,
             }
@@ -212,16 +212,6 @@ def _require_exact(scores: Any) -> None:
             )
 
 
-def _reconstruct(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
-    def edit(x: Tensor) -> Tensor:
-        wide = x.float()
-        changed = wide - saes[site].decompose(wide).error
-        changed[:, 0] = wide[:, 0]
-        return changed
-
-    return edit
-
-
 def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
     def edit(x: Tensor) -> Tensor:
         wide = x.float()
@@ -241,61 +231,3 @@ def _last_difference(
     logits = model.run_all_positions(tokens, edits)[:, -1].double().cpu()
     rows = torch.arange(len(tokens))
     return (logits[rows, group.answer] - logits[rows, group.foil]).numpy()
-
-
-class _Quality:
-    """Explained variance, L0 and cross-entropy recovered, summed up over batches."""
-
-    def __init__(self, model: HookedModel, saes: SaeSet) -> None:
-        self._model, self._saes = model, saes
-        self._sums: dict[Site, dict[str, Any]] = {
-            site: {"error": 0.0, "count": 0, "active": 0, "sum": 0.0, "square": 0.0, "sae": 0.0}
-            | {"zero": 0.0, "plain": 0.0}
-            for site in saes
-        }
-
-    def add(self, tokens: Tensor, bar: Any) -> None:
-        plain = self._cross_entropy(tokens, {})
-        _, values = self._model.cache(tokens, list(self._saes))
-        for site, sums in self._sums.items():
-            x = values[site][:, 1:].float()
-            parts = self._saes[site].decompose(x)
-            sums["error"] += float(parts.error.double().square().sum())
-            sums["active"] += len(parts.latents.value)
-            sums["count"] += x.shape[0] * x.shape[1]
-            sums["sum"] = sums["sum"] + x.double().sum((0, 1))
-            sums["square"] += float(x.double().square().sum())
-            sums["plain"] += plain
-            sums["sae"] += self._cross_entropy(tokens, {site: _reconstruct(self._saes, site)})
-            sums["zero"] += self._cross_entropy(tokens, {site: _zero})
-            bar.update()
-
-    def _cross_entropy(
-        self, tokens: Tensor, edits: dict[Site, Callable[[Tensor], Tensor]]
-    ) -> float:
-        """Sum over predicted tokens, the one after the untouched first position left out."""
-        logits = self._model.run_all_positions(tokens, edits)[:, 1:-1].float()
-        targets = tokens[:, 2:].to(logits.device)
-        flat = logits.reshape(-1, logits.shape[-1])
-        return float(torch.nn.functional.cross_entropy(flat, targets.reshape(-1), reduction="sum"))
-
-    def table(self) -> pd.DataFrame:
-        rows = []
-        for site, sums in self._sums.items():
-            mean: Float[Tensor, " width"] = sums["sum"] / sums["count"]
-            variance = sums["square"] - sums["count"] * float(mean.square().sum())
-            rows.append(
-                {
-                    "site": str(site),
-                    "explained_variance": 1 - sums["error"] / variance,
-                    "l0": sums["active"] / sums["count"],
-                    "ce_recovered": (sums["zero"] - sums["sae"]) / (sums["zero"] - sums["plain"]),
-                }
-            )
-        return pd.DataFrame(rows)
-
-
-def _zero(x: Tensor) -> Tensor:
-    changed = torch.zeros_like(x)
-    changed[:, 0] = x[:, 0]
-    return changed

@@ -71,16 +71,20 @@ class Sae:
 
     rows: decoder rows d_i, [latent, width]; for SAEs that rescale latents by the norm of their
     decoder row, the rows divided by that norm.
+
+    centred: the SAE was trained on a model whose writes TransformerLens had centred
+    (`center_writing_weights`), where every activation is x less its mean over the width. It then
+    reads x - mean(x), and the mean belongs to the offset.
     """
 
-    def __init__(self, sae: Any, site: Site) -> None:
+    def __init__(self, sae: Any, site: Site, *, centred: bool = False) -> None:
         for parameter in sae.parameters():
             parameter.requires_grad_(False)
         if sae.cfg.reshape_activations == "hook_z":
             # Activations at z arrive with heads side by side already.
             sae.turn_off_forward_pass_hook_z_reshaping()
         self._sae = sae.eval()
-        self.site = site
+        self.site, self.centred = site, centred
         self.d_sae, self.width = int(sae.cfg.d_sae), int(sae.cfg.d_in)
 
     @property
@@ -96,6 +100,11 @@ class Sae:
         """What the weights take on their device."""
         return sum(p.numel() * p.element_size() for p in self._sae.parameters())
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """SAELens' SAE."""
+        return self._sae
+
     def named_weights(self) -> list[tuple[str, Tensor]]:
         """The weights with their names."""
         return list(self._sae.named_parameters())
@@ -105,7 +114,10 @@ class Sae:
         self, x: Float[Tensor, "row position width"]
     ) -> Float[Tensor, "row position latent"]:
         """All latents, dense."""
-        return self._sae.encode(x)
+        return self._sae.encode(x - self._mean(x))
+
+    def _mean(self, x: Tensor) -> Tensor | float:
+        return x.mean(dim=-1, keepdim=True) if self.centred else 0.0
 
     @torch.no_grad()
     def decompose(self, x: Float[Tensor, "row position width"]) -> Decomposition:
@@ -114,10 +126,12 @@ class Sae:
         `decode` of a normalising SAE consumes what the `encode` before it left behind, so the two
         are called once each, here and in this order.
         """
-        dense = self._sae.encode(x)
-        error = x - self._sae.decode(dense)
-        scale, offset = self._affine(x)
-        return Decomposition(Latents.of(dense), error, scale, offset)
+        mean = self._mean(x)
+        read = x - mean
+        dense = self._sae.encode(read)
+        error = read - self._sae.decode(dense)
+        scale, offset = self._affine(read)
+        return Decomposition(Latents.of(dense), error, scale, offset + mean)
 
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kind, bias = self._sae.cfg.normalize_activations, self._sae.b_dec

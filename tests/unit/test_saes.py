@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from circuits.models.hooked import HookedModel
 from circuits.saes import Sae, SaeError, SaeSet, load_saes
-from circuits.saes.load import choose_id, ids_by_place
+from circuits.saes.releases import choose_id, ids_by_place
 from circuits.sites import Site
 from tests import tiny
 
@@ -131,7 +131,9 @@ def test_damaged_weights_are_named(model: HookedModel, tmp_path: Path, damage: s
     else:
         config = json.loads((tmp_path / "cfg.json").read_text())
         (tmp_path / "cfg.json").write_text(json.dumps({**config, "d_sae": 7}))
-    with pytest.raises(SaeError, match="could not be loaded"):
+    with pytest.raises(
+        SaeError, match=r"could not be loaded|sae_weights\.safetensors cannot be read"
+    ):
         only(load_saes(tmp_path, model))
 
 
@@ -208,8 +210,9 @@ def _spoil(folder: Path, how: str) -> None:
         config["normalize_activations"] = "expected_average_only_in"
     elif how == "whitening":
         config["normalize_activations"] = "covariance_whitening"
-    elif how == "centred":
-        config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    elif how == "folded":
+        config["metadata"]["hook_name"] = "blocks.1.attn.hook_z"
+        config["metadata"]["model_from_pretrained_kwargs"] = {"fold_value_biases": True}
     elif how == "no architecture":
         del config["architecture"]
     elif how == "no width":
@@ -234,7 +237,7 @@ def _spoil(folder: Path, how: str) -> None:
         ("transcoder", "which is a transcoder: expected one of standard, gated"),
         ("scale", "'expected_average_only_in', whose statistics are not stored with it"),
         ("whitening", "'covariance_whitening', whose statistics are not stored with it"),
-        ("centred", r"changed by TransformerLens \(center_writing_weights\)"),
+        ("folded", r"changed by TransformerLens \(fold_value_biases\)"),
         ("no width", r"it lacks d_in in cfg\.json"),
         ("no architecture", r"it lacks architecture in cfg\.json"),
         ("no weights", r"it lacks sae_weights\.safetensors"),
@@ -269,12 +272,94 @@ def test_non_finite_weights_and_two_saes_for_a_site(model: HookedModel, tmp_path
     sae.W_dec.data[3, 4] = float("nan")
     sae.save_model(tmp_path / "a")
     with pytest.raises(SaeError, match="non-finite values in W_dec"):
-        load_saes(tmp_path, model)[Site(1, "resid_post")]
+        load_saes(tmp_path, model)
+    sae.W_dec.data[3, 4] = 0.0
+    sae.save_model(tmp_path / "a")
     sae.save_model(tmp_path / "b")
     with pytest.raises(SaeError, match=r"two SAEs for resid_post\.1"):
         load_saes(tmp_path, model)
     with pytest.raises(SaeError, match="has no SAEs for layers 0"):
         load_saes(tmp_path, model, layers=[0])
+
+
+def test_saes_of_centred_models_on_models_as_published(tmp_path: Path) -> None:
+    """TransformerLens' `center_writing_weights` against the centring inside `Sae`."""
+    plain, centred = tiny.hooked_transformer(), tiny.hooked_transformer()
+    module: Any = centred.module
+    state = {k: v.clone() + 0.05 for k, v in module.state_dict().items()}  # nothing is centred yet
+    plain.module.load_state_dict(state)
+    module.load_and_process_state_dict(
+        state,
+        fold_ln=False,
+        center_writing_weights=True,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    sae = make_sae("standard", "blocks.1.hook_resid_post")
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    sae.save_model(tmp_path)
+    ours = only(load_saes(tmp_path, plain))
+    site, tokens = ours.site, torch.randint(1, 90, (2, 9))
+    there, here = (m.activations(tokens, [site])[site] for m in (centred, plain))
+    assert float((there - here).abs().max()) > 0.1
+    parts = ours.decompose(here)
+    assert torch.allclose(parts.latents.dense(), sae.encode(there), atol=1e-4)
+    assert torch.allclose(ours.compose(parts), here, atol=1e-5)
+    assert torch.allclose(ours.encode(here), parts.latents.dense())
+
+
+def _into_hub_cache(hub: Path, repo: str, files: dict[str, Path]) -> None:
+    """Files as the hub's own cache keeps them, so that its code finds them without a network."""
+    home = hub / f"models--{repo.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("abc123")
+    for name, source in files.items():
+        target = home / "snapshots" / "abc123" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_release_from_the_hub_cache(hub: Path, tmp_path: Path) -> None:
+    """gpt2-small-res-jb: SAELens' own loader, on a model whose writes were centred."""
+    sae = make_sae("standard", "blocks.1.hook_resid_pre")
+    sae.save_model(tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "cfg.json").read_text())
+    old = {k: config[k] for k in ("d_in", "d_sae", "dtype")}
+    old |= {
+        "hook_point": "blocks.1.hook_resid_pre",
+        "model_name": "gpt2-small",
+        "prepend_bos": True,
+    }
+    old |= {
+        "architecture": "standard",
+        "apply_b_dec_to_input": True,
+        "hook_name": old["hook_point"],
+    }
+    (tmp_path / "made" / "cfg.json").write_text(json.dumps(old))
+    files = {f"blocks.1.hook_resid_pre/{p.name}": p for p in (tmp_path / "made").iterdir()}
+    _into_hub_cache(hub, "jbloom/GPT2-Small-SAEs-Reformatted", files)
+    found = load_saes("gpt2-small-res-jb", tiny.bridge("gpt2"), layers=[1])
+    [site] = found
+    source = found.sources[site]
+    assert site == Site(1, "resid_pre") and source.centred and source.prepend_bos
+    assert source.neuronpedia == "gpt2-small/1-res-jb"
+    assert found.sha256(site) == ""  # not loaded yet
+    x = torch.randn(1, 5, WIDTH) + 3
+    parts = found[site].decompose(x)
+    mean = x.mean(-1, keepdim=True)
+    assert torch.allclose(parts.latents.dense(), sae.encode(x - mean), atol=1e-5)
+    assert len(found.sha256(site)) == 64
+    with pytest.raises(SaeError, match="could not be read from the hub"):
+        load_saes("gpt2-small-res-jb", tiny.bridge("gpt2"), layers=[2])
 
 
 def test_a_release_that_does_not_exist_gets_its_neighbours(model: HookedModel) -> None:

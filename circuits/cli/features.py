@@ -1,0 +1,77 @@
+"""`circuits features`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.cli import options
+from circuits.cli.options import parse_layers
+from circuits.cli.show import console, print_bank
+from circuits.errors import CircuitsError
+
+
+def features_command(
+    ctx: typer.Context,
+    saes: options.SaesOption = "embedded",
+    corpus: options.CorpusOption = ["stdlib"],  # noqa: B006 (typer copies it)
+    activations: Annotated[
+        Path | None,
+        typer.Option("--activations", help="Instead of --corpus: a --cache-dir of circuits train."),
+    ] = None,
+    num_tokens: Annotated[
+        int, typer.Option("--num-tokens", min=1, help="Token positions to look at.")
+    ] = 1_000_000,
+    examples: Annotated[
+        int, typer.Option("--examples", min=1, help="Strongest examples kept of a latent.")
+    ] = 10,
+    text_field: options.TextFieldOption = "text",
+    context: options.ContextOption = 256,
+    prepend_bos: options.BosOption = None,
+    model: options.ModelOption = None,
+    layers: options.LayersOption = None,
+    l0: options.L0Option = None,
+    width: options.WidthOption = None,
+    sae_memory: options.SaeMemoryOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = "float32",
+    compact: Annotated[
+        bool, typer.Option("--compact", help="A small bank: 3 examples, 5 tokens a list.")
+    ] = False,
+    out: options.OutOption = None,
+) -> None:
+    """What every latent does on a corpus, in one pass: examples, rates, tokens."""
+    from circuits.corpora import parse_corpus
+    from circuits.features import collect_features
+    from circuits.models.load import load_model
+    from circuits.runs import check_new, default_folder
+    from circuits.saes import load_saes
+    from circuits.train.store import Store
+
+    given = ctx.get_parameter_source("corpus")
+    if activations and given is not None and given.name == "COMMANDLINE":
+        raise CircuitsError("--activations and --corpus contradict each other.")
+    folder = out or default_folder("features", "features")
+    check_new(folder)
+    numbers = parse_layers(layers) if layers else None
+    store = Store.open(activations) if activations else None
+    loaded = load_model(model, device=device, dtype=dtype)
+    memory = None if sae_memory is None else int(sae_memory * 2**30)
+    found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+    text = store or parse_corpus(
+        corpus,
+        loaded.tokenizer,
+        text_field=text_field,
+        heldout=0.0,
+        context=context,
+        prepend_bos=prepend_bos,
+    )
+    bank = collect_features(loaded, found, text, num_tokens=num_tokens, examples=examples)
+    if compact:
+        bank = bank.compact()
+    bank.record["command"] = ctx.obj
+    bank.save(folder)
+    print_bank(bank)
+    console.print(f"Saved {folder}", highlight=False, markup=False)

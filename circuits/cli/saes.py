@@ -1,0 +1,64 @@
+"""`circuits saes`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from circuits.cli import options
+from circuits.cli.options import parse_layers
+from circuits.cli.show import console, print_fidelity
+from circuits.errors import CircuitsError
+
+
+def saes_command(
+    ctx: typer.Context,
+    saes: options.SaesOption = "embedded",
+    task: options.TaskOption = "error_type",
+    contrast: options.ContrastOption = None,
+    model: options.ModelOption = None,
+    layers: options.LayersOption = None,
+    l0: options.L0Option = None,
+    width: options.WidthOption = None,
+    sae_memory: options.SaeMemoryOption = None,
+    n_pairs: options.PairsOption = None,
+    split: options.SplitOption = None,
+    seed: options.SeedOption = None,
+    prepend_bos: options.BosOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = "float32",
+    out: options.OutOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure even what the model cannot do.")
+    ] = False,
+) -> None:
+    """What SAEs keep of a task's contrast: each alone, all of them, with and without errors."""
+    from circuits.runs import check_new, default_folder
+    from circuits.saes import load_saes, measure_fidelity
+    from circuits.task import InputsTask, PairsTask, check_contrast, load_task, require
+
+    chosen = require(load_task(task), PairsTask, "circuits saes")
+    if isinstance(chosen, InputsTask):
+        raise CircuitsError(f"{task} makes its own embeddings, which this command does not use.")
+    name = check_contrast(chosen, contrast)
+    folder = out or default_folder(chosen.name, "saes")
+    check_new(folder)
+    numbers = parse_layers(layers) if layers else None
+    loaded = chosen.load(model, device=device, dtype=dtype)
+    memory = None if sae_memory is None else int(sae_memory * 2**30)
+    found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+    pairs = chosen.pairs(
+        loaded,
+        contrast=name,
+        n=n_pairs or 12,
+        seed=seed or 0,
+        split=split or "explored",
+        prepend_bos=prepend_bos,
+    )
+    result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
+    result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
+    result.record["command"] = ctx.obj
+    result.save(folder)
+    print_fidelity(result)
+    console.print(f"Saved {folder}", highlight=False, markup=False)

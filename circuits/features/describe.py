@@ -1,0 +1,37 @@
+"""One line about a latent, made from the tokens it goes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SHOWN = 3
+_SPACES = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"})
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible."""
+    return token.translate(_SPACES) or "\u2205"
+
+
+def describe(row: Mapping[str, Any], vocabulary: Mapping[int, str], positions: int) -> str:
+    """`on A 61%, B 12% | after C 40% | toward D, E, F`.
+
+    on: the tokens it is most often active at, with their share of its activations; after: the token
+    before, when that is one in at least a fifth; toward: what its decoder row raises directly.
+    """
+    if row["dead"]:
+        return f"never active at {positions:,} positions"
+    parts = ["on " + _shares(list(row["at"]), list(row["at_count"]), row["active"], vocabulary)]
+    before, count = list(row["before"]), list(row["before_count"])
+    if before and count[0] >= row["active"] / 5:
+        parts.append("after " + _shares(before[:1], count[:1], row["active"], vocabulary))
+    raised = [visible(vocabulary[int(t)]) for t in list(row["raised"])[:_SHOWN]]
+    return " | ".join([*parts, "toward " + ", ".join(raised)])
+
+
+def _shares(
+    tokens: Sequence[int], counts: Sequence[int], active: int, vocabulary: Mapping[int, str]
+) -> str:
+    shown = list(zip(tokens, counts, strict=True))[:_SHOWN]
+    return ", ".join(f"{visible(vocabulary[int(t)])} {n / active:.0%}" for t, n in shown)

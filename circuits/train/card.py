@@ -1,0 +1,140 @@
+"""The card of a trained SAE: what it was trained on and how well it does on held-out documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from circuits.models.hooked import HookedModel
+from circuits.runs import sha256_of, versions
+from circuits.saes import SaeSet
+from circuits.saes.quality import Quality
+from circuits.sites import Site
+from circuits.train.options import SaeOptions
+from circuits.train.store import Store
+from circuits.train.trainer import load_trained, measure_rows
+
+CARD_JSON, CARD_TEXT = "card.json", "card.txt"
+# On held-out documents; L0 has its range among the options.
+LEAST = {"explained_variance": 0.82, "ce_recovered": 0.95}
+MOST = {"dead": 0.05}
+_CONTEXTS_AT_ONCE = 8
+
+_MEANING = {
+    "l0": "active latents a token",
+    "explained_variance": "share of the variance that is reconstructed",
+    "ce_recovered": "next-token cross-entropy recovered, against zero ablation",
+    "dead": "share of latents never active on the held-out rows",
+    "shrinkage": "length of reconstructions about the mean; 1 is neither shrunk nor stretched",
+}
+
+
+def write_cards(
+    model: HookedModel,
+    store: Store,
+    saes: SaeSet,
+    options: SaeOptions,
+    *,
+    ce_tokens: int = 20_000,
+    command: Sequence[str] = (),
+    progress: bool = True,
+) -> dict[Site, dict[str, Any]]:
+    """Measure every SAE of a folder of trained ones and write `card.json` and `card.txt` beside it.
+
+    L0, explained variance, shrinkage and the dead share are over all held-out rows of the store;
+    the cross-entropy over the first `ce_tokens` of their tokens, all SAEs on the same ones.
+    """
+    losses = _cross_entropies(model, store, saes, ce_tokens, progress)
+    cards = {}
+    for site in tqdm(list(saes), desc="cards", unit="SAE", disable=not progress):
+        folder = Path(saes.sources[site].name)
+        moments = measure_rows(load_trained(folder, site), store)
+        measured = {
+            "l0": moments.l0,
+            "explained_variance": moments.explained_variance,
+            "ce_recovered": losses[site],
+            "dead": moments.dead,
+            "shrinkage": moments.shrinkage,
+        }
+        cards[site] = card = {
+            "site": str(site),
+            "model": store.manifest.key["model"],
+            "model_sha256": store.manifest.key["model_sha256"],
+            "sha256": sha256_of(folder / "sae_weights.safetensors"),
+            "corpus": store.manifest.key["corpus"],
+            "tokens": store.manifest.tokens,
+            "rows": {s: store.manifest.rows(s) for s in ("train", "heldout")},
+            "ce_tokens": ce_tokens,
+            "options": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()
+            },
+            "command": list(command),
+            "heldout": measured,
+            "targets": targets(options),
+            "passed": judge(measured, options),
+            "versions": versions(),
+        }
+        (folder / CARD_JSON).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        (folder / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
+    return cards
+
+
+def _cross_entropies(
+    model: HookedModel, store: Store, saes: SaeSet, tokens: int, progress: bool
+) -> dict[Site, float]:
+    quality, left = Quality(model, saes), tokens
+    with tqdm(total=tokens, desc="cross-entropy", unit="token", disable=not progress) as bar:
+        for shard, lengths in store.contexts("heldout"):
+            for start in range(0, len(shard), _CONTEXTS_AT_ONCE):
+                part = lengths[start : start + _CONTEXTS_AT_ONCE]
+                if left <= 0:
+                    break
+                quality.add(shard[start : start + _CONTEXTS_AT_ONCE, : int(part.max())], part)
+                left -= int(part.sum())
+                bar.update(int(part.sum()))
+    table = quality.table()
+    return {Site.parse(row["site"]): float(row["ce_recovered"]) for row in table.to_dict("records")}
+
+
+def targets(options: SaeOptions) -> dict[str, list[float]]:
+    """Per measure the lowest and highest value that is wanted."""
+    wanted = {"l0": list(options.l0_range)}
+    wanted |= {name: [least, 1.0] for name, least in LEAST.items()}
+    return wanted | {name: [0.0, most] for name, most in MOST.items()}
+
+
+def judge(measured: dict[str, float], options: SaeOptions) -> dict[str, bool]:
+    """Per measure that has a target, whether it is met."""
+    return {
+        name: bool(low <= measured[name] <= high) for name, (low, high) in targets(options).items()
+    }
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A card to read."""
+    options, corpus = card["options"], card["corpus"]
+    lines = [
+        f"SAE at {card['site']} of {card['model']}",
+        "",
+        f"{options['architecture']}, {options['width']} latents, sparsity {options['sparsity']:g}",
+        f"trained on {card['rows']['train']:,} token positions, "
+        f"held out {card['rows']['heldout']:,}",
+        "corpus: "
+        + ", ".join(
+            f"{s['name']} (weight {s['weight']:g}, {card['tokens'].get(s['name'], 0):,} tokens)"
+            for s in corpus["sources"]
+        ),
+        "command: " + " ".join(card["command"]),
+        "",
+        "on held-out documents, first positions left out:",
+    ]
+    for name, value in card["heldout"].items():
+        target = card["targets"].get(name)
+        verdict = "" if target is None else "  " + ("pass" if card["passed"][name] else "FAIL")
+        wanted = "" if target is None else f"  (wanted {target[0]:g} to {target[1]:g})"
+        lines.append(f"  {name:<20}{value:>9.3f}{wanted}{verdict}  {_MEANING[name]}")
+    return "\n".join(lines) + "\n"
