@@ -9,20 +9,25 @@ result.heatmap()
 """
 
 from circuits.errors import CircuitsError
+from circuits.features import FeatureBank
 from circuits.models.load import load_model
 from circuits.patch import PatchResult, patch
 from circuits.prompts import Pair, PromptPairs, read_pairs
+from circuits.saes import load_saes, measure_fidelity
 from circuits.sites import Site
 from circuits.task import load_task
 
 __all__ = [
     "CircuitsError",
+    "FeatureBank",
     "Pair",
     "PatchResult",
     "PromptPairs",
     "Site",
     "load_model",
+    "load_saes",
     "load_task",
+    "measure_fidelity",
     "patch",
     "read_pairs",
 ]

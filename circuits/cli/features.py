@@ -74,4 +74,6 @@ def features_command(
     bank.record["command"] = ctx.obj
     bank.save(folder)
     print_bank(bank)
+    if bank.record["interrupted"]:
+        console.print(f"Interrupted: this is of the first {bank.record['tokens']:,} tokens.")
     console.print(f"Saved {folder}", highlight=False, markup=False)

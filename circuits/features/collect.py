@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -54,7 +57,8 @@ def collect_features(
     examples: the most kept for a latent, at most one a context; before, after: tokens around each.
     limit: entries of the tables of token counts of one SAE, two tables each (16 bytes an entry).
 
-    The first position of each context is left out: SAEs are not trained on it.
+    The first position of each context is left out: SAEs are not trained on it. Interrupted with
+    Ctrl-C it returns the bank of what it has seen, and says so in the record.
     """
     if isinstance(corpus, Store):
         corpus.require(list(saes), model.sha256)
@@ -63,15 +67,17 @@ def collect_features(
         site: Tally(source.d_sae, n_tokens, examples, before, after, limit)
         for site, source in saes.sources.items()
     }
-    seen = 0
+    seen, interrupted = 0, False
     batches = _stored(corpus, saes) if isinstance(corpus, Store) else _run(model, corpus, saes)
-    with tqdm(total=num_tokens, desc="features", unit="token", disable=not progress) as bar:
+    bar = tqdm(total=num_tokens, desc="features", unit="token", disable=not progress)
+    with bar, interrupts_wait() as asked:
         for batch, values in batches:
             for site, tally in tallies.items():
                 tally.add(batch, saes[site].encode(values[site]))
             seen += int(batch.lengths.sum())
             bar.update(int(batch.lengths.sum()))
-            if seen >= num_tokens:
+            interrupted = asked()
+            if seen >= num_tokens or interrupted:
                 break
     if not seen:
         raise SaeError("the corpus has no context that is long enough: there is nothing to see.")
@@ -91,6 +97,7 @@ def collect_features(
         ],
         "corpus": corpus.manifest.key["corpus"] if isinstance(corpus, Store) else corpus.describe(),
         "tokens": seen,
+        "interrupted": interrupted,
         "positions": next(iter(tallies.values())).positions,
         "examples": examples,
         "window": [before, after],
@@ -101,6 +108,28 @@ def collect_features(
         "versions": versions(),
     }
     return FeatureBank(latents, shown, record, vocabulary_of(latents, shown, model.tokenizer))
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C only raises a flag inside the block, so that nothing is left half counted; a second
+    one interrupts at once. Yields whether it was pressed."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 Values = dict[Site, Float[Tensor, "context position width"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _SHOWN = 3
@@ -22,7 +22,7 @@ def describe(row: Mapping[str, Any], vocabulary: Mapping[int, str], positions: i
     """
     if row["dead"]:
         return f"never active at {positions:,} positions"
-    parts = ["on " + _shares(list(row["at"]), list(row["at_count"]), row["active"], vocabulary)]
+    parts = ["on " + _shares(row["at"], row["at_count"], row["active"], vocabulary)]
     before, count = list(row["before"]), list(row["before_count"])
     if before and count[0] >= row["active"] / 5:
         parts.append("after " + _shares(before[:1], count[:1], row["active"], vocabulary))
@@ -31,7 +31,7 @@ def describe(row: Mapping[str, Any], vocabulary: Mapping[int, str], positions: i
 
 
 def _shares(
-    tokens: Sequence[int], counts: Sequence[int], active: int, vocabulary: Mapping[int, str]
+    tokens: Iterable[Any], counts: Iterable[Any], active: int, vocabulary: Mapping[int, str]
 ) -> str:
     shown = list(zip(tokens, counts, strict=True))[:_SHOWN]
     return ", ".join(f"{visible(vocabulary[int(t)])} {n / active:.0%}" for t, n in shown)

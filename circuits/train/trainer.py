@@ -5,7 +5,7 @@
    the mean.
 2. `SAETrainer.step` makes every step: loss, auxiliary loss for dead latents, clipping, Adam, and
    the cosine.
-3. Some twenty times a training the SAE is saved as it would be used, read back, and measured on
+3. Some ten times a training the SAE is saved as it would be used, read back, and measured on
    held-out rows. "Best" is the smallest (1 - explained variance) * max(1, L0 / high, low / L0):
    reconstruction, made worse by leaving the range of L0 that is wanted.
 4. Each time, what is needed to go on is written too; an interrupted training goes on from there and
@@ -35,8 +35,8 @@ from circuits.sites import Site
 from circuits.train.options import SaeOptions, TrainError
 from circuits.train.store import Store
 
-MEASUREMENTS = 20  # of a training, evenly spaced
-_HELDOUT_ROWS = 16_384  # looked at in each
+MEASUREMENTS = 10  # of a training, evenly spaced
+_HELDOUT_ROWS = 8192  # looked at in each
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
 
@@ -79,7 +79,7 @@ def train_sae(
         if done["key"] != _json(key):
             raise TrainError(f"{final} holds an SAE trained otherwise: give another --save-dir.")
         return Trained(best, final, done["history"])
-    run = _Run(store, site, options, dtype, device)
+    run = Run(store, site, options, dtype, device)
     run.resume(resume, key)
     with tqdm(
         total=run.steps,
@@ -106,7 +106,7 @@ def train_sae(
     return Trained(best, final, run.history)
 
 
-class _Run:
+class Run:
     """SAELens' trainer with its data, its measurements, and its place on disk."""
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -41,7 +42,9 @@ def saes(model: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> SaeSet
     folder = tmp_path_factory.mktemp("saes")
     for number, hook in enumerate(HOOKS):
         sae = make_sae("jumprelu", hook, seed=number)
-        sae.threshold.data += 5.0 * (1 - number)  # about as many examples as ranks for some
+        sae.threshold.data += (
+            20.0 * (1 - number) * torch.rand(LATENTS)
+        )  # about as many examples as ranks for some
         sae.threshold.data[:3] = 1e6  # dead
         sae.save_model(folder / hook)
     return load_saes(folder, model)
@@ -137,6 +140,26 @@ def test_examples_are_the_strongest_of_each_context(
                 assert row["activations"][i] == pytest.approx(wanted_value, abs=1e-4)
     if which == 0:
         assert few  # the case of fewer examples than ranks is there
+
+
+def test_an_interrupted_pass_is_a_bank_of_what_was_seen(
+    model: HookedModel, saes: SaeSet, text: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = HookedModel.activations, []
+
+    def presses(self: HookedModel, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(HookedModel, "activations", presses)
+    handler = signal.getsignal(signal.SIGINT)
+    bank = collect_features(model, saes, text, progress=False)
+    assert bank.record["interrupted"] and len(calls) == 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    first = collect_features(model, saes, text, num_tokens=bank.record["tokens"], progress=False)
+    assert bank.latents["active"].equals(first.latents["active"])
 
 
 def test_stored_activations_give_the_same_bank(
@@ -248,19 +271,26 @@ def test_a_compact_bank_has_less_of_the_same(bank: FeatureBank, tmp_path: Path) 
     assert again.describe("resid_post.1", 7) == bank.describe("resid_post.1", 7)
 
 
+def busiest(bank: FeatureBank) -> int:
+    """The latent of the first site that is active most."""
+    table: Any = bank.latents[bank.latents["site"] == "resid_post.1"]
+    return int(table.loc[table["active"].idxmax(), "latent"])
+
+
 def test_descriptions_and_finding_them(bank: FeatureBank) -> None:
-    row = bank.latent("resid_post.1", 7)
-    text = bank.describe("resid_post.1", 7)
+    latent = busiest(bank)
+    row = bank.latent("resid_post.1", latent)
+    text = bank.describe("resid_post.1", latent)
     first = bank.vocabulary[int(row["at"][0])]
     assert text.startswith(f"on {first} {row['at_count'][0] / row['active']:.0%}")
     assert f"toward {bank.vocabulary[int(row['raised'][0])]}" in text
     assert bank.describe("resid_post.1", 0).startswith("never active at")
     found: Any = bank.find(first)
-    assert ((found["site"] == "resid_post.1") & (found["latent"] == 7)).any()
+    assert ((found["site"] == "resid_post.1") & (found["latent"] == latent)).any()
 
 
 def test_a_card_highlights_the_examples(bank: FeatureBank, tmp_path: Path) -> None:
-    card = bank.card("resid_post.1", 7)
+    card = bank.card("resid_post.1", busiest(bank))
     page = card.save(tmp_path / "card.html").read_text()
     assert card.title in page and "plotly" in page
     assert page.count('class="peak"') == len(card.examples)

@@ -212,7 +212,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(
     sparsity = {"batchtopk": 3, "topk": 3, "jumprelu": 0.1, "standard": 0.1}[architecture]
     options = replace(OPTIONS, architecture=architecture, sparsity=sparsity, epochs=3)
     whole = train_sae(store, site, options, tmp_path / "whole", progress=False)
-    real, steps = training._Run.advance, []
+    real, steps = training.Run.advance, []
 
     def dies(self: Any) -> Any:
         steps.append(self.step)
@@ -220,14 +220,14 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(
             raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr(training._Run, "advance", dies)
+    monkeypatch.setattr(training.Run, "advance", dies)
     with pytest.raises(KeyboardInterrupt):
         train_sae(store, site, options, tmp_path / "again", progress=False)
     assert not (tmp_path / "again" / "final").exists()
     with pytest.raises(TrainError, match="training of other options"):
         train_sae(store, site, replace(options, seed=1), tmp_path / "again", progress=False)
     again = train_sae(store, site, options, tmp_path / "again", progress=False)
-    assert steps[20] == 18  # every second step is kept
+    assert steps[20] == 16  # every fourth step is kept
     for kind in ("best", "final"):
         one, two = (load_file(getattr(t, kind) / "sae_weights.safetensors") for t in (whole, again))
         assert all(torch.equal(one[k], two[k]) for k in one)
@@ -245,7 +245,7 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path, architecture: Any) ->
     sparsity = {"batchtopk": 3, "topk": 3, "jumprelu": 0.1, "standard": 0.1}[architecture]
     options = replace(OPTIONS, architecture=architecture, sparsity=sparsity)
     site = Site(1, "resid_post")
-    run = training._Run(store, site, options, torch.float32, "cpu")
+    run = training.Run(store, site, options, torch.float32, "cpu")
     for _ in range(30):
         run.advance()
     run.export(tmp_path / "out")
