@@ -54,7 +54,7 @@ def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
             for start in range(0, len(tokens), 8):
                 batches.append(tokens[start : start + 8, : int(lengths[start : start + 8].max())])
     total = sum(store.manifest.tokens.values())
-    ours, bare, tokenising = [], [], []
+    ours, bare, tokenising, peaks = [], [], [], []
     for number in tqdm(range(1, ROUNDS + 1), desc="extraction"):
         started = time.perf_counter()
         for batch in batches:
@@ -78,6 +78,7 @@ def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
                 progress=False,
             )
             ours.append(time.perf_counter() - started)
+        peaks.append(memory["peak_mib"])
     return [
         {"what": "extraction, six layers", "measured": total / min(ours), "unit": "tokens/s"},
         {"what": "bare forward", "measured": total / min(bare), "unit": "tokens/s"},
@@ -88,7 +89,7 @@ def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
             "bar": "at least 0.9",
         },
         {"what": "of extraction, reading and tokenising", "measured": min(tokenising) / min(ours)},
-        {"what": "extraction, peak memory", "measured": memory["peak_mib"], "unit": "MiB"},
+        {"what": "extraction, peak memory", "measured": max(peaks), "unit": "MiB"},
     ]
 
 

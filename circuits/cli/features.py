@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,11 +40,16 @@ def features_command(
     compact: Annotated[
         bool, typer.Option("--compact", help="A small bank: 3 examples, 5 tokens a list.")
     ] = False,
+    file_format: Annotated[
+        Literal["parquet", "original"],
+        typer.Option("--format", help="original: layer_L_interpretations.json too."),
+    ] = "parquet",
     out: options.OutOption = None,
 ) -> None:
     """What every latent does on a corpus, in one pass: examples, rates, tokens."""
     from circuits.corpora import parse_corpus
     from circuits.features import collect_features
+    from circuits.features.original import write_interpretations
     from circuits.models.load import load_model
     from circuits.runs import check_new, default_folder
     from circuits.saes import load_saes
@@ -60,6 +65,8 @@ def features_command(
     loaded = load_model(model, device=device, dtype=dtype)
     memory = None if sae_memory is None else int(sae_memory * 2**30)
     found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+    if file_format == "original" and len({s.layer for s in found}) < len(found):
+        raise CircuitsError("--format original names files by layer: give one site a layer.")
     text = store or parse_corpus(
         corpus,
         loaded.tokenizer,
@@ -73,6 +80,8 @@ def features_command(
         bank = bank.compact()
     bank.record["command"] = ctx.obj
     bank.save(folder)
+    if file_format == "original":
+        write_interpretations(bank, folder)
     print_bank(bank)
     if bank.record["interrupted"]:
         console.print(f"Interrupted: this is of the first {bank.record['tokens']:,} tokens.")

@@ -161,10 +161,7 @@ def measure_fidelity(
         for name, (site, edits) in variants.items():
             bar.set_description(name)
             for group in groups:
-                clean, corrupted = (
-                    _last_difference(model, tokens, group, edits)
-                    for tokens in (group.clean, group.corrupted)
-                )
+                clean, corrupted = _last_differences(model, group, edits)
                 columns = {"pair": group.indices, "ld_clean": clean, "ld_corrupted": corrupted}
                 tables.append(pd.DataFrame(columns).assign(variant=name, site=site))
                 bar.update()
@@ -222,12 +219,14 @@ def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
     return edit
 
 
-def _last_difference(
-    model: HookedModel,
-    tokens: Tensor,
-    group: PairGroup,
-    edits: dict[Site, Callable[[Tensor], Tensor]],
-) -> NDArray[np.floating]:
+def _last_differences(
+    model: HookedModel, group: PairGroup, edits: dict[Site, Callable[[Tensor], Tensor]]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Logit differences of the clean and of the corrupted prompts, in one pass: every SAE that does
+    not fit into memory with the others is loaded once and not twice."""
+    tokens = torch.cat([group.clean, group.corrupted])
     logits = model.run_all_positions(tokens, edits)[:, -1].double().cpu()
-    rows = torch.arange(len(tokens))
-    return (logits[rows, group.answer] - logits[rows, group.foil]).numpy()
+    rows, half = torch.arange(len(tokens)), len(group.clean)
+    answer, foil = torch.cat([group.answer] * 2), torch.cat([group.foil] * 2)
+    found = (logits[rows, answer] - logits[rows, foil]).numpy()
+    return found[:half], found[half:]

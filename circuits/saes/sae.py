@@ -17,6 +17,8 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.sites import Site
 
+_DENSE_AT_ONCE = 1 << 22  # latents, zeros included, that are held at once
+
 
 class SaeError(CircuitsError):
     """SAEs that cannot be found or loaded, or that do not fit the model."""
@@ -42,6 +44,11 @@ class Latents:
         row, position, latent = dense.nonzero(as_tuple=True)
         rows, positions, width = dense.shape
         return cls(row, position, latent, dense[row, position, latent], (rows, positions, width))
+
+    @property
+    def token(self) -> Int[Tensor, " active"]:
+        """Row and position as one number, row after row."""
+        return self.row * self.shape[1] + self.position
 
     def dense(self) -> Float[Tensor, "row position latent"]:
         """All latents, zeros included."""
@@ -121,17 +128,47 @@ class Sae:
 
     @torch.no_grad()
     def decompose(self, x: Float[Tensor, "row position width"]) -> Decomposition:
-        """Split activations into latents and error: decode(latents) + error = x.
+        """Split activations into latents and error: offset + scale * latents' rows + error = x.
 
-        `decode` of a normalising SAE consumes what the `encode` before it left behind, so the two
-        are called once each, here and in this order.
+        Never dense: tokens are encoded some at a time, and only active latents are decoded, so that
+        memory does not grow with the dictionary.
         """
         mean = self._mean(x)
-        read = x - mean
-        dense = self._sae.encode(read)
-        error = read - self._sae.decode(dense)
-        scale, offset = self._affine(read)
-        return Decomposition(Latents.of(dense), error, scale, offset + mean)
+        latents = self._latents(x - mean)
+        scale, offset = self._affine(x - mean)
+        offset = offset + mean
+        return Decomposition(latents, x - offset - scale * self.write(latents), scale, offset)
+
+    def _latents(self, read: Tensor) -> Latents:
+        rows, positions, width = read.shape
+        flat = read.reshape(1, -1, width)
+        parts = flat.split(max(1, _DENSE_AT_ONCE // self.d_sae), dim=1)
+        tokens, latents, values, first = [], [], [], 0
+        for part in parts:
+            dense = self._sae.encode(part)[0]
+            token, latent = dense.nonzero(as_tuple=True)
+            tokens.append(token + first)
+            latents.append(latent)
+            values.append(dense[token, latent])
+            first += part.shape[1]
+        token = torch.cat(tokens)
+        row = token.div(positions, rounding_mode="floor")
+        shape = (rows, positions, self.d_sae)
+        return Latents(row, token - row * positions, torch.cat(latents), torch.cat(values), shape)
+
+    @torch.no_grad()
+    def write(self, latents: Latents) -> Float[Tensor, "row position width"]:
+        """sum_i f_i d_i at every token; entries must be in the order of tokens."""
+        n_tokens = latents.shape[0] * latents.shape[1]
+        counts = torch.bincount(latents.token, minlength=n_tokens)
+        written = torch.nn.functional.embedding_bag(
+            latents.latent,
+            self.rows,
+            counts.cumsum(0) - counts,
+            mode="sum",
+            per_sample_weights=latents.value,
+        )
+        return written.view(*latents.shape[:2], -1)
 
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kind, bias = self._sae.cfg.normalize_activations, self._sae.b_dec
@@ -146,8 +183,4 @@ class Sae:
     @torch.no_grad()
     def compose(self, parts: Decomposition) -> Float[Tensor, "row position width"]:
         """The activation that a decomposition stands for."""
-        written = torch.zeros_like(parts.error)
-        found = parts.latents
-        contributions = found.value[:, None] * self.rows[found.latent]
-        written.index_put_((found.row, found.position), contributions, accumulate=True)
-        return parts.offset + parts.scale * written + parts.error
+        return parts.offset + parts.scale * self.write(parts.latents) + parts.error

@@ -336,11 +336,21 @@ def test_the_command(tmp_path: Path) -> None:
     texts = corpus.write(tmp_path / "texts", 12)
     words = ["features", "--model", str(tmp_path / "model"), "--saes", str(tmp_path / "sae")]
     words += ["--corpus", str(texts), "--context", "24", "--out", str(tmp_path / "bank")]
+    words += ["--format", "original"]
     done = CliRunner().invoke(app, words, obj=words)
     assert done.exit_code == 0, done.output
     assert "resid_post.1" in done.output and "toward" in done.output
     bank = FeatureBank.load(tmp_path / "bank")
     assert bank.record["command"] == words
+    original = json.loads((tmp_path / "bank" / "layer_1_interpretations.json").read_text())
+    keys = "feature_id active num_activations top_activation mean_activation common_tokens"
+    assert list(original[0]) == [*keys.split(), "top_examples"]
+    row, mine = bank.latent("resid_post.1", busiest(bank)), original[busiest(bank)]
+    assert mine["num_activations"] == row["active"]
+    assert mine["common_tokens"][0] == [bank.vocabulary[row["at"][0]], row["at_count"][0]]
+    assert [e["activation"] for e in mine["top_examples"]] == sorted(
+        (e["activation"] for e in mine["top_examples"]), reverse=True
+    )
     shown = CliRunner().invoke(app, ["show", str(tmp_path / "bank")])
     assert "Latents on" in shown.output
     both = [*words, "--activations", str(tmp_path)]
