@@ -55,9 +55,9 @@ def features_command(
     from circuits.saes import load_saes
     from circuits.train.store import Store
 
-    given = ctx.get_parameter_source("corpus")
-    if activations and given is not None and given.name == "COMMANDLINE":
-        raise CircuitsError("--activations and --corpus contradict each other.")
+    if activations:
+        names = ("corpus", "text_field", "context", "prepend_bos")
+        options.refuse(ctx, "--activations", names, "the stored activations decide that")
     folder = out or default_folder("features", "features")
     check_new(folder)
     numbers = parse_layers(layers) if layers else None
@@ -73,7 +73,7 @@ def features_command(
         text_field=text_field,
         heldout=0.0,
         context=context,
-        prepend_bos=prepend_bos,
+        prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
     bank = collect_features(loaded, found, text, num_tokens=num_tokens, examples=examples)
     if compact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +38,7 @@ BosOption = Annotated[
     bool | None,
     typer.Option(
         "--prepend-bos/--no-prepend-bos",
-        help="Put a beginning-of-text token first [as the tokenizer does].",
+        help="Put a beginning-of-text token first [as SAEs were trained; as the tokenizer does].",
     ),
 ]
 OutOption = Annotated[
@@ -74,8 +75,19 @@ TextFieldOption = Annotated[
     str, typer.Option("--text-field", help="The field of JSONL and hub data with the text.")
 ]
 ContextOption = Annotated[
-    int, typer.Option("--context", min=2, help="Most tokens the model reads at once.")
+    int, typer.Option("--context", min=16, help="Most tokens the model reads at once.")
 ]
+
+
+def refuse(ctx: typer.Context, option: str, names: Sequence[str], why: str) -> None:
+    """Raise `CircuitsError` when options were given that `option` would ignore."""
+    given = []
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(f"--{name.replace('_', '-')}")
+    if given:
+        raise CircuitsError(f"{', '.join(given)} and {option} contradict each other: {why}.")
 
 
 def parse_layers(text: str) -> list[int]:
@@ -85,5 +97,7 @@ def parse_layers(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise CircuitsError(f"layers {text!r}: expected numbers and ranges such as 0,6,12-18.")
+        if int(last or first) < int(first):
+            raise CircuitsError(f"layers {text!r}: {part.strip()} runs backwards.")
         found += range(int(first), int(last or first) + 1)
     return found

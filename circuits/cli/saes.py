@@ -8,6 +8,7 @@ import typer
 
 from circuits.cli import options
 from circuits.cli.options import parse_layers
+from circuits.cli.running import interruptible
 from circuits.cli.show import console, print_fidelity
 from circuits.errors import CircuitsError
 
@@ -54,9 +55,10 @@ def saes_command(
         n=n_pairs or 12,
         seed=seed or 0,
         split=split or "explored",
-        prepend_bos=prepend_bos,
+        prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
-    result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
+    with interruptible():
+        result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
     result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
     result.record["command"] = ctx.obj
     result.save(folder)

@@ -53,6 +53,27 @@ def print_patch(result: PatchResult) -> None:
     console.print(f"Sign: {record['sign_convention']}.", style="dim", highlight=False, markup=False)
 
 
+def _print_training(saes: list[dict[str, Any]], model: str, prepend_bos: bool) -> None:
+    """Say it when SAEs are used otherwise than they were trained."""
+    from circuits.models.load import official_name
+
+    def short(name: str) -> str:
+        return official_name(name).rsplit("/", 1)[-1].lower()
+
+    names = {str(s["trained_on"]) for s in saes if s["trained_on"]}
+    others = sorted(name for name in names if short(name) != short(model))
+    if others:
+        console.print(
+            f"They were trained on {', '.join(others)}, not on this model.", style="yellow"
+        )
+    if any(s["prepend_bos"] not in (None, prepend_bos) for s in saes):
+        console.print(
+            "They were trained with a beginning-of-text token, the prompts have none (or the "
+            "reverse): see --prepend-bos.",
+            style="yellow",
+        )
+
+
 def print_fidelity(result: Fidelity) -> None:
     """What is kept of the contrast, and how well the SAEs reconstruct, as tables."""
     record = result.record
@@ -62,18 +83,7 @@ def print_fidelity(result: Fidelity) -> None:
         highlight=False,
         markup=False,
     )
-    names = {str(s["trained_on"]).rsplit("/", 1)[-1].lower() for s in record["saes"]}
-    others = sorted(names - {"none", str(record["model"]).rsplit("/", 1)[-1].lower()})
-    if others:
-        console.print(
-            f"They were trained on {', '.join(others)}, not on this model.", style="yellow"
-        )
-    if any(s["prepend_bos"] not in (None, record["prepend_bos"]) for s in record["saes"]):
-        console.print(
-            "They were trained with a beginning-of-text token, the prompts have none (or the "
-            "reverse): see --prepend-bos.",
-            style="yellow",
-        )
+    _print_training(record["saes"], record["model"], record["prepend_bos"])
     kept = Table(title="Logit differences and contrast kept", box=box.SIMPLE_HEAD)
     for column in ("variant", "LD clean\nLD corrupted", "kept"):
         kept.add_column(column, no_wrap=True)
@@ -102,6 +112,7 @@ def print_fidelity(result: Fidelity) -> None:
 def print_bank(bank: FeatureBank) -> None:
     """Per site how active its latents are, and its most active ones."""
     positions = bank.record["positions"]
+    _print_training(bank.record["saes"], bank.record["model"], bank.record["corpus"]["prepend_bos"])
     table = Table(title=f"Latents on {positions:,} positions", box=box.SIMPLE_HEAD)
     for column in ("site", "latents", "dead", "L0"):
         table.add_column(column)

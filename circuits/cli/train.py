@@ -90,17 +90,10 @@ def train_command(
     """Train SAEs on a corpus: store activations in one pass, train one SAE a site."""
     from circuits.corpora import parse_corpus
     from circuits.models.load import find_dtype, load_model
-    from circuits.saes import load_saes
     from circuits.sites import parse_kind
-    from circuits.train import SaeOptions, Store, card_text, extract, train_sae, write_cards
-    from circuits.train.original import check_sites, write_sae, write_states
+    from circuits.train import SaeOptions, card_text, train_saes
 
-    if extract_only and train_only:
-        raise CircuitsError("--extract-only and --train-only contradict each other.")
-    if sites and layers:
-        raise CircuitsError("--sites names layers itself and contradicts --layers.")
-    if architecture in ("jumprelu", "standard") and sparsity is None:
-        raise CircuitsError(f"{architecture} needs --sparsity, the coefficient of its loss.")
+    _check(ctx, extract_only, train_only, sites, layers, architecture, sparsity)
     wanted = SaeOptions(
         architecture=architecture,
         width=width,
@@ -114,52 +107,60 @@ def train_command(
     )
     parse_kind(site)
     loaded = load_model(model, device=device, dtype=dtype)
-    text = parse_corpus(
-        corpus,
-        loaded.tokenizer,
-        text_field=text_field,
-        heldout=heldout,
-        context=context,
-        prepend_bos=prepend_bos,
-    )
-    chosen = _sites(sites, layers, site, loaded.n_layers)
-    if file_format == "original":
-        check_sites(chosen)
+    text = None
+    if not train_only:
+        text = parse_corpus(
+            corpus,
+            loaded.tokenizer,
+            text_field=text_field,
+            heldout=heldout,
+            context=context,
+            prepend_bos=prepend_bos,
+        )
     with interruptible():
-        if train_only:
-            store = Store.open(cache_dir)
-            store.require(chosen, loaded.sha256)
-        else:
-            store = extract(
-                loaded,
-                text,
-                chosen,
-                cache_dir,
-                num_tokens=num_tokens,
-                batch_size=batch_size_extract,
-            )
-        if file_format == "original":
-            for one in chosen:
-                write_states(store, one, cache_dir)
-        if extract_only:
-            console.print(f"Stored {cache_dir}", highlight=False, markup=False)
-            return
-        for one in chosen:
-            trained = train_sae(
-                store,
-                one,
-                wanted,
-                save_dir,
-                dtype=find_dtype(save_dtype),
-                device=str(loaded.device),
-            )
-            if file_format == "original":
-                write_sae(trained, one, save_dir)
-        found = load_saes(save_dir / "best", loaded).only(chosen)
-        cards = write_cards(loaded, store, found, wanted, ce_tokens=ce_tokens, command=ctx.obj)
+        cards = train_saes(
+            loaded,
+            text,
+            _sites(sites, layers, site, loaded.n_layers),
+            None if extract_only else wanted,
+            cache_dir=cache_dir,
+            save_dir=save_dir,
+            num_tokens=num_tokens,
+            batch_size_extract=batch_size_extract,
+            save_dtype=find_dtype(save_dtype),
+            ce_tokens=ce_tokens,
+            original=file_format == "original",
+            command=ctx.obj,
+        )
     for card in cards.values():
         console.print(card_text(card), highlight=False, markup=False)
-    console.print(f"Saved {save_dir}; use --saes {save_dir}/best", highlight=False, markup=False)
+    done = f"Stored {cache_dir}"
+    if cards:
+        done = f"Saved {save_dir}; use --saes {save_dir}/best"
+    console.print(done, highlight=False, markup=False)
+
+
+def _check(
+    ctx: typer.Context,
+    extract_only: bool,
+    train_only: bool,
+    sites: str | None,
+    layers: str | None,
+    architecture: str,
+    sparsity: float | None,
+) -> None:
+    if extract_only and train_only:
+        raise CircuitsError("--extract-only and --train-only contradict each other.")
+    if train_only:
+        options.refuse(ctx, "--train-only", _OF_THE_CORPUS, "the stored activations decide that")
+    if sites and layers:
+        raise CircuitsError("--sites names layers itself and contradicts --layers.")
+    if architecture in ("jumprelu", "standard") and sparsity is None:
+        raise CircuitsError(f"{architecture} needs --sparsity, the coefficient of its loss.")
+
+
+# Parameters that only an extraction reads.
+_OF_THE_CORPUS = ("corpus", "text_field", "num_tokens", "context", "heldout", "prepend_bos")
 
 
 def _sites(names: str | None, layers: str | None, kind: str, n_layers: int) -> list[Site]:

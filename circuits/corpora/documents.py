@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -43,10 +44,11 @@ class Document:
     name: str
     text: str
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the text: decides the split, and finds exact duplicates."""
-        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+    @cached_property
+    def digest(self) -> int:
+        """The first 8 bytes of the text's SHA-256: decides the split, and finds exact copies."""
+        whole = hashlib.sha256(self.text.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(whole.digest()[:8], "big")
 
 
 @runtime_checkable
@@ -79,21 +81,22 @@ class Files:
         # Names and contents: an edited file is another corpus.
         total = hashlib.sha256()
         for path in self.paths:
-            total.update(f"{self._short(path)} {sha256_of(path)}\n".encode())
-        return {"files": len(self.paths), "sha256": total.hexdigest()}
+            total.update(f"{self._short(path)} {_digest(path)}\n".encode())
+        found = {"files": len(self.paths), "sha256": total.hexdigest()}
+        return found if self.text_field == "text" else {**found, "text_field": self.text_field}
 
     def documents(self) -> Iterator[Document]:
         for path in self.paths:
             if path.suffix == ".jsonl":
                 yield from self._lines(path)
             else:
-                yield Document(self._short(path), path.read_text(encoding="utf-8", errors="ignore"))
+                yield Document(self._short(path), _read(path))
 
     def _short(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else path.name
 
     def _lines(self, path: Path) -> Iterator[Document]:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -107,6 +110,20 @@ class Files:
                 if not isinstance(text, str):
                     raise CorpusError(f"{path}, line {number}: {self.text_field!r} is no text.")
                 yield Document(f"{self._short(path)}:{number}", text)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="ignore")
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 @dataclass(frozen=True)
@@ -158,7 +175,8 @@ class HubDataset:
     text_field: str = "text"
 
     def describe(self) -> dict[str, Any]:
-        return {"dataset": self.path, "config": self.config, "split": self.split}
+        found = {"dataset": self.path, "config": self.config, "split": self.split}
+        return found if self.text_field == "text" else {**found, "text_field": self.text_field}
 
     def documents(self) -> Iterator[Document]:
         import datasets
@@ -172,7 +190,7 @@ class HubDataset:
                         f"{', '.join(row)}."
                     )
                 yield Document(f"{self.path}:{row.get('id', number)}", row[self.text_field])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise CorpusError(
                 f"{self.name} could not be read from the hub: {reason} Without a network use "

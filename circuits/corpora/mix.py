@@ -84,13 +84,13 @@ class Corpus:
 
     def split_of(self, document: Document) -> Split:
         """Which side of the split a document is on."""
-        bucket = int(document.digest[:12], 16) % _BUCKETS
+        bucket = (document.digest >> 16) % _BUCKETS  # the first 48 bits
         return "heldout" if bucket < round(self.heldout * _BUCKETS) else "train"
 
     def contexts(self, only: Split | None = None) -> Iterator[Context]:
         """All contexts, in an order that is the same every time; exact copies of a document are
         left out. Ends when every source is used up."""
-        seen: set[str] = set()
+        seen: set[int] = set()
         streams = [iter(source.documents()) for source in self.sources]
         used = [0.0] * len(streams)
         alive = set(range(len(streams)))

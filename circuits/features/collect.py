@@ -34,6 +34,7 @@ from circuits.train.extract import padded
 from circuits.train.store import Store
 
 _CONTEXTS_AT_ONCE = 8
+_HELD = 1 << 29  # bytes of activations held while SAEs take turns
 _TOKENS_KEPT = 10  # of each list
 _ROWS_AT_ONCE = 512  # decoder rows through the unembedding
 
@@ -47,7 +48,7 @@ def collect_features(
     examples: int = 10,
     before: int = 16,
     after: int = 7,
-    limit: int = 8_000_000,
+    limit: int = 64_000_000,
     progress: bool = True,
 ) -> FeatureBank:
     """A bank of what every latent of `saes` does on a corpus.
@@ -55,7 +56,8 @@ def collect_features(
     corpus: text; or stored activations, which must be of this model and have the SAEs' sites.
     num_tokens: positions to look at, first positions of contexts included.
     examples: the most kept for a latent, at most one a context; before, after: tokens around each.
-    limit: entries of the tables of token counts of one SAE, two tables each (16 bytes an entry).
+    limit: entries of the tables of token counts, of all SAEs together (about 50 bytes an entry
+        while a table is brought up to date, 24 otherwise).
 
     The first position of each context is left out: SAEs are not trained on it. Interrupted with
     Ctrl-C it returns the bank of what it has seen, and says so in the record.
@@ -64,25 +66,35 @@ def collect_features(
         corpus.require(list(saes), model.sha256)
     n_tokens = unembedding(model).shape[1]
     tallies = {
-        site: Tally(source.d_sae, n_tokens, examples, before, after, limit)
+        site: Tally(source.d_sae, n_tokens, examples, before, after, limit // (2 * len(saes)))
         for site, source in saes.sources.items()
     }
-    seen, interrupted = 0, False
-    batches = _stored(corpus, saes) if isinstance(corpus, Store) else _run(model, corpus, saes)
+    # First, so that what can go wrong with it goes wrong before the long pass.
+    effects = {site: _token_effects(model, saes, site) for site in saes}
+    seen, interrupted, order = 0, False, list(tallies.items())
+    batches = (
+        _stored(corpus, saes, model.device)
+        if isinstance(corpus, Store)
+        else _run(model, corpus, saes)
+    )
     bar = tqdm(total=num_tokens, desc="features", unit="token", disable=not progress)
     with bar, interrupts_wait() as asked:
-        for batch, values in batches:
-            for site, tally in tallies.items():
-                tally.add(batch, saes[site].encode(values[site]))
-            seen += int(batch.lengths.sum())
-            bar.update(int(batch.lengths.sum()))
+        for some in _rounds(batches, num_tokens, whole=saes.fits):
+            for site, tally in order:
+                for batch, values in some:
+                    tally.add(batch, saes[site].encode(values[site]))
+            order.reverse()  # SAEs that are in memory still come first
+            new = sum(int(batch.lengths.sum()) for batch, _ in some)
+            seen += new
+            bar.update(new)
             interrupted = asked()
-            if seen >= num_tokens or interrupted:
+            if interrupted:
                 break
     if not seen:
         raise SaeError("the corpus has no context that is long enough: there is nothing to see.")
     latents = pd.concat(
-        [_latents(model, saes, site, tally) for site, tally in tallies.items()], ignore_index=True
+        [_latents(site, tally, *effects[site]) for site, tally in tallies.items()],
+        ignore_index=True,
     )
     shown = pd.concat(
         [_examples(site, tally) for site, tally in tallies.items()], ignore_index=True
@@ -92,8 +104,8 @@ def collect_features(
         "model": model.name,
         "model_sha256": model.sha256,
         "saes": [
-            {"site": str(s), "name": o.name, "sha256": saes.sha256(s), "neuronpedia": o.neuronpedia}
-            for s, o in saes.sources.items()
+            {**saes.describe(site), "neuronpedia": source.neuronpedia}
+            for site, source in saes.sources.items()
         ],
         "corpus": corpus.manifest.key["corpus"] if isinstance(corpus, Store) else corpus.describe(),
         "tokens": seen,
@@ -135,6 +147,26 @@ def interrupts_wait() -> Iterator[Callable[[], bool]]:
 Values = dict[Site, Float[Tensor, "context position width"]]
 
 
+def _rounds(
+    batches: Iterator[tuple[Batch, Values]], num_tokens: int, whole: bool
+) -> Iterator[list[tuple[Batch, Values]]]:
+    """Batches until `num_tokens`, one by one; or, where not all SAEs are in memory at once, as many
+    together as half a GiB holds, so that each SAE is loaded once for all of them."""
+    waiting: list[tuple[Batch, Values]] = []
+    seen, held = 0, 0
+    for batch, values in batches:
+        waiting.append((batch, values))
+        seen += int(batch.lengths.sum())
+        held += sum(x.numel() * x.element_size() for x in values.values())
+        if whole or held >= _HELD or seen >= num_tokens:
+            yield waiting
+            waiting, held = [], 0
+        if seen >= num_tokens:
+            return
+    if waiting:
+        yield waiting
+
+
 def _run(model: HookedModel, corpus: Corpus, saes: SaeSet) -> Iterator[tuple[Batch, Values]]:
     """Batches of contexts through the model."""
     waiting: list[Context] = []
@@ -163,7 +195,7 @@ def _through(
     return batch, {site: x.float() for site, x in values.items()}
 
 
-def _stored(store: Store, saes: SaeSet) -> Iterator[tuple[Batch, Values]]:
+def _stored(store: Store, saes: SaeSet, device: torch.device) -> Iterator[tuple[Batch, Values]]:
     """Batches of stored contexts; rows are laid out as the model would have given them."""
     number = 0
     for shard in store.manifest.shards:
@@ -179,7 +211,7 @@ def _stored(store: Store, saes: SaeSet) -> Iterator[tuple[Batch, Values]]:
             for site, x in rows.items():
                 laid = torch.zeros(len(part), longest, x.shape[1])
                 laid[:, 1:][real] = x[done : done + count].float()
-                values[site] = laid
+                values[site] = laid.to(device)
             done += count
             batch = Batch(
                 tokens[start : start + _CONTEXTS_AT_ONCE, :longest],
@@ -191,8 +223,10 @@ def _stored(store: Store, saes: SaeSet) -> Iterator[tuple[Batch, Values]]:
             yield batch, values
 
 
-def _latents(model: HookedModel, saes: SaeSet, site: Site, tally: Tally) -> pd.DataFrame:
-    raised, lowered = _token_effects(model, saes, site)
+Effects = tuple[Tensor, Tensor]  # tokens and what is done to their logits, [latent, rank]
+
+
+def _latents(site: Site, tally: Tally, raised: Effects, lowered: Effects) -> pd.DataFrame:
     at, ahead = tally.at.most(_TOKENS_KEPT), tally.ahead.most(_TOKENS_KEPT)
     rows: list[dict[str, Any]] = []
     for latent in range(tally.d_sae):
@@ -223,9 +257,7 @@ def _latents(model: HookedModel, saes: SaeSet, site: Site, tally: Tally) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _token_effects(
-    model: HookedModel, saes: SaeSet, site: Site
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _token_effects(model: HookedModel, saes: SaeSet, site: Site) -> tuple[Effects, Effects]:
     """Tokens whose logits a latent's decoder row raises and lowers most, relative to the mean over
     tokens, which the softmax takes out."""
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -24,7 +25,7 @@ def fetch_description(
     try:
         with urllib.request.urlopen(f"{host}/api/feature/{sae}/{latent}", timeout=timeout) as reply:
             found = json.load(reply)
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return None
     explanations = found.get("explanations") if isinstance(found, dict) else None
     for one in explanations or []:

@@ -129,7 +129,7 @@ class Tally:
     ranks: int = 10
     before: int = 16
     after: int = 7
-    limit: int = 8_000_000
+    limit: int = 4_000_000
     positions: int = 0
     active: NDArray[np.int64] = field(init=False)
     total: NDArray[np.floating] = field(init=False)
@@ -150,7 +150,9 @@ class Tally:
         real = torch.arange(length)[None] < batch.lengths[:, None]
         real[:, 0] = False
         self.positions += int(real.sum())
-        context, position, latent = (dense * real[:, :, None].to(dense)).nonzero(as_tuple=True)
+        # Masked, not multiplied: what an SAE makes of padding may not even be a number.
+        masked = dense.masked_fill(~real[:, :, None].to(dense.device), 0.0)
+        context, position, latent = masked.nonzero(as_tuple=True)
         value = dense[context, position, latent]
         context, position, latent, value = (x.cpu() for x in (context, position, latent, value))
         wide = value.double().numpy()

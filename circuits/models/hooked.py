@@ -18,15 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuits.models.adapters import Adapter, ModelError, make_adapter
+from circuits.models.edits import FLAT, Edit, hook_edit
 from circuits.models.hooks import HookSet
 from circuits.models.memory import out_of_memory, rows_that_fit
 from circuits.models.patches import Patches, check_patches, hook_patches
 from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, split
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
-
-Edit = Callable[[Tensor], Tensor]
-_FLAT = "row position ... -> row position (...)"  # heads, where a site has them, side by side
 
 
 class _Enough(Exception):
@@ -157,23 +155,16 @@ class HookedModel:
         """Logits at every position, with the activations at sites changed by `edits`.
 
         edits: per site a function of the activations there [row, position, width] (`z` with its
-            heads side by side), which are already changed by the edits below. Not at resid_mid.
+            heads side by side), which are already changed by the edits below.
         """
         given = self._inputs(inputs)
         with HookSet() as hooks:
             self._hook_embeddings(hooks, given)
             for site, edit in (edits or {}).items():
-                self._hook_edit(hooks, site, edit)
+                if site.kind == "resid_mid":
+                    self.require(site.kind)
+                hook_edit(hooks, self.adapter, site, edit)
             return self.adapter.forward_all(given.tokens)
-
-    def _hook_edit(self, hooks: HookSet, site: Site, edit: Edit) -> None:
-        if site.kind == "resid_mid":
-            raise SiteError("resid_mid cannot be edited by a function: use resid_pre or attn_out.")
-
-        def apply(x: Tensor) -> Tensor:
-            return edit(rearrange(x, _FLAT)).to(x.dtype).reshape(x.shape)
-
-        hooks.on_output(self.adapter.hook_point(site), str(site), apply)
 
     @torch.no_grad()
     def cache(
@@ -225,7 +216,7 @@ class HookedModel:
         then: Callable[[Tensor], None] = lambda x: None,
     ) -> None:
         def store(x: Tensor) -> None:
-            part = rearrange(x, _FLAT)[:, first:]
+            part = rearrange(x, FLAT)[:, first:]
             # A slice would keep the whole tensor alive.
             values[site] = part.clone() if first else part
             then(x)
@@ -267,7 +258,7 @@ class HookedModel:
                     "expected one value a row."
                 )
             found = torch.autograd.grad(values.sum(), list(leaves.values()))
-        grads = {site: rearrange(g, _FLAT) for site, g in zip(leaves, found, strict=True)}
+        grads = {site: rearrange(g, FLAT) for site, g in zip(leaves, found, strict=True)}
         return Gradients(values.detach(), {s: v.detach() for s, v in shown.items()}, grads)
 
     def _hook_leaf(
@@ -275,7 +266,7 @@ class HookedModel:
     ) -> None:
         def keep(x: Tensor) -> None:
             leaves[site] = x
-            shown.setdefault(site, rearrange(x, _FLAT))
+            shown.setdefault(site, rearrange(x, FLAT))
 
         if site.kind != "resid_mid":
             hooks.on_output(self.adapter.hook_point(site), str(site), keep)
@@ -284,7 +275,7 @@ class HookedModel:
         hooks.on_output(self.adapter.hook_point(attn_out), str(attn_out), keep)
 
         def show(x: Tensor) -> None:
-            shown[site] = rearrange(x, _FLAT)
+            shown[site] = rearrange(x, FLAT)
 
         hooks.on_output(self.adapter.hook_point(site), str(site), show)
 

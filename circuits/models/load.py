@@ -149,10 +149,10 @@ def _resolve(name: str) -> tuple[str, str]:
         return str(path), path.resolve().name
     if name.startswith((".", "/", "~")):
         raise ModelError(f"the model folder {name} does not exist.")
-    return _official_name(name), name
+    return official_name(name), name
 
 
-def _official_name(name: str) -> str:
+def official_name(name: str) -> str:
     """TransformerLens has short names (`gpt2-small`) for what the hub calls otherwise (`gpt2`)."""
     from transformer_lens.supported_models import MODEL_ALIASES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,14 +70,39 @@ class SaeSet:
         self._held.move_to_end(site)
         return self._held[site]
 
-    def only(self, sites: Collection[Site]) -> SaeSet:
-        """The SAEs at some of the sites."""
-        kept = {site: source for site, source in self.sources.items() if site in sites}
-        return SaeSet(kept, self._device, self._memory)
+    @classmethod
+    def of(cls, sets: Sequence[SaeSet]) -> SaeSet:
+        """Several sets as one, with the memory bound of the first."""
+        sources = {site: source for one in sets for site, source in one.sources.items()}
+        return cls(sources, sets[0]._device, sets[0]._memory)
 
     def sha256(self, site: Site) -> str:
         """Of the weights at a site: their file, or, for a release, the tensors once loaded."""
         return self.sources[site].sha256 or self._digests.get(site, "")
+
+    def describe(self, site: Site) -> dict[str, Any]:
+        """What a record says of the SAE at a site."""
+        source = self.sources[site]
+        return {
+            "site": str(site),
+            "name": source.name,
+            "sha256": self.sha256(site),
+            "trained_on": source.model_name,
+            "prepend_bos": source.prepend_bos,
+        }
+
+    @property
+    def prepend_bos(self) -> bool | None:
+        """Whether they were trained with a beginning-of-text token; None where they differ, or do
+        not say."""
+        said = {source.prepend_bos for source in self.sources.values()}
+        return said.pop() if len(said) == 1 else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of them are in memory at once when they have been used."""
+        whole = sum(4 * 2 * s.d_sae * s.width for s in self.sources.values())
+        return self._memory is None or whole <= self._memory
 
     @property
     def nbytes(self) -> int:

@@ -176,16 +176,7 @@ def measure_fidelity(
         "task": task,
         "model": model.name,
         "model_sha256": model.sha256,
-        "saes": [
-            {
-                "site": str(site),
-                "name": source.name,
-                "sha256": saes.sha256(site),
-                "trained_on": source.model_name,
-                "prepend_bos": source.prepend_bos,
-            }
-            for site, source in saes.sources.items()
-        ],
+        "saes": [saes.describe(site) for site in saes],
         "prepend_bos": pairs.prepend_bos,
         "clean_tokens": pairs.clean_tokens,
         "corrupted_tokens": pairs.corrupted_tokens,

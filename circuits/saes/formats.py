@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -59,6 +60,13 @@ def in_folder(path: Path, layers: Sequence[int] | None) -> Iterable[SaeSource]:
 def check_config(name: str, config: dict[str, Any]) -> Site:
     """The site of a configuration; raises for what would give wrong numbers without a word."""
     metadata = config.get("metadata") or {}
+    architecture = str(config.get("architecture", "standard"))
+    if architecture not in ARCHITECTURES:
+        kind = "a transcoder" if "transcoder" in architecture else "not supported"
+        raise SaeError(
+            f"{name} has the architecture {architecture!r}, which is {kind}: expected one of "
+            f"{', '.join(ARCHITECTURES)}."
+        )
     hook = metadata.get("hook_name") or config.get("hook_name") or ""
     try:
         site = Site.parse(str(hook))
@@ -124,7 +132,7 @@ def _checked(weights: Path) -> str:
         else:
             with safe_open(weights, "pt") as file:
                 wrong = [n for n in file.keys() if not torch.isfinite(file.get_tensor(n)).all()]  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, BadZipFile) as error:
         raise SaeError(f"{weights} cannot be read ({error}).") from error
     if wrong:
         raise SaeError(f"{weights} has non-finite values in {', '.join(wrong)}.")
@@ -178,7 +186,7 @@ def _gemma_source(file: Path, layers: Sequence[int] | None) -> SaeSource | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             d_in, d_sae = arrays["W_enc"].shape
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise SaeError(f"{file} is not a Gemma Scope SAE ({error}).") from error
     hook = _GEMMA_HOOKS[release["site"]]
     config = {

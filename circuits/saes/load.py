@@ -10,7 +10,7 @@ from pathlib import Path
 
 from circuits.models.hooked import HookedModel
 from circuits.saes.collection import SaeSet, SaeSource
-from circuits.saes.formats import ARCHITECTURES, in_folder
+from circuits.saes.formats import in_folder
 from circuits.saes.releases import in_release
 from circuits.saes.sae import SaeError
 from circuits.sites import Site, SiteError
@@ -64,12 +64,6 @@ def load_saes(
 
 
 def _check_fit(source: SaeSource, model: HookedModel) -> None:
-    if source.architecture not in ARCHITECTURES:
-        kind = "a transcoder" if "transcoder" in source.architecture else "not supported"
-        raise SaeError(
-            f"{source.name} has the architecture {source.architecture!r}, which is {kind}: "
-            f"expected one of {', '.join(ARCHITECTURES)}."
-        )
     try:
         model.adapter.hook_point(source.site)
     except SiteError as error:

@@ -99,7 +99,7 @@ class Quality:
     """Quality of every SAE of a set on batches of tokens.
 
     ce_recovered is (CE_zero - CE_sae) / (CE_zero - CE_plain) of next-token cross-entropy, with the
-    site's activations replaced by zero and by the reconstruction.
+    site's activations replaced by zero and by the reconstruction; NaN where zero changes nothing.
     """
 
     def __init__(self, model: HookedModel, saes: SaeSet) -> None:
@@ -145,7 +145,8 @@ class Quality:
         rows = []
         for site, moments in self._moments.items():
             loss = self._loss[site]
-            recovered = (loss["zero"] - loss["sae"]) / (loss["zero"] - loss["plain"])
+            gap = loss["zero"] - loss["plain"]
+            recovered = (loss["zero"] - loss["sae"]) / gap if gap else float("nan")
             rows.append(
                 {
                     "site": str(site),

@@ -14,6 +14,16 @@ from circuits.saes.collection import SaeSource
 from circuits.saes.formats import check_config, is_centred
 from circuits.saes.sae import SaeError
 
+# Loaders of SAELens that read pickles whatever the id is called.
+_PICKLED = (
+    "connor_rob_hook_z",
+    "goodfire",
+    "deepseek_r1",
+    "qwen_scope",
+    "dictionary_learning_1",
+)
+_PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+
 
 def in_release(
     name: str, layers: Sequence[int] | None, l0: float | None, width: str | None
@@ -85,6 +95,7 @@ def _release_source(release: str, sae_id: str) -> SaeSource:
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
     from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor
 
+    _check_release(release, sae_id)
     try:
         config = load_sae_config_from_huggingface(release, sae_id)
     except (OSError, ValueError, KeyError) as error:
@@ -109,6 +120,19 @@ def _release_source(release: str, sae_id: str) -> SaeSource:
         neuronpedia=metadata.get("neuronpedia_id"),
         centred=is_centred(config, site),
     )
+
+
+def _check_release(release: str, sae_id: str) -> None:
+    """Raise `SaeError` for what must not be loaded, or not onto the model as published."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    entry = get_pretrained_saes_directory()[release]
+    path = str(entry.saes_map[sae_id])
+    if path.endswith(_PICKLES) or entry.conversion_func in _PICKLED:
+        raise SaeError(
+            f"{release} publishes pickled weights, which can run code when they are read and are "
+            "never loaded: convert them to safetensors, and give their folder."
+        )
 
 
 def _load_release(release: str, sae_id: str, device: torch.device) -> Any:

@@ -16,7 +16,7 @@ from circuits.saes.quality import Quality
 from circuits.sites import Site
 from circuits.train.options import SaeOptions
 from circuits.train.store import Store
-from circuits.train.trainer import load_trained, measure_rows
+from circuits.train.trainer import load_trained, measure_card_rows
 
 CARD_JSON, CARD_TEXT = "card.json", "card.txt"
 # On held-out documents; L0 has its range among the options.
@@ -45,14 +45,15 @@ def write_cards(
 ) -> dict[Site, dict[str, Any]]:
     """Measure every SAE of a folder of trained ones and write `card.json` and `card.txt` beside it.
 
-    L0, explained variance, shrinkage and the dead share are over all held-out rows of the store;
-    the cross-entropy over the first `ce_tokens` of their tokens, all SAEs on the same ones.
+    L0, explained variance, shrinkage and the dead share are over the held-out rows of the store
+    that had no say in which checkpoint was the best (over all of them where few are left); the
+    cross-entropy over the first `ce_tokens` of their tokens, all SAEs on the same ones.
     """
-    losses = _cross_entropies(model, store, saes, ce_tokens, progress)
+    losses, counted = _cross_entropies(model, store, saes, ce_tokens, progress)
     cards = {}
     for site in tqdm(list(saes), desc="cards", unit="SAE", disable=not progress):
         folder = Path(saes.sources[site].name)
-        moments = measure_rows(load_trained(folder, site), store)
+        moments = measure_card_rows(load_trained(folder, site), store)
         measured = {
             "l0": moments.l0,
             "explained_variance": moments.explained_variance,
@@ -68,7 +69,8 @@ def write_cards(
             "corpus": store.manifest.key["corpus"],
             "tokens": store.manifest.tokens,
             "rows": {s: store.manifest.rows(s) for s in ("train", "heldout")},
-            "ce_tokens": ce_tokens,
+            "measured_rows": moments.rows,
+            "ce_tokens": counted,
             "options": {
                 k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()
             },
@@ -85,7 +87,8 @@ def write_cards(
 
 def _cross_entropies(
     model: HookedModel, store: Store, saes: SaeSet, tokens: int, progress: bool
-) -> dict[Site, float]:
+) -> tuple[dict[Site, float], int]:
+    """Cross-entropy recovered of each SAE, and on how many tokens."""
     quality, left = Quality(model, saes), tokens
     with tqdm(total=tokens, desc="cross-entropy", unit="token", disable=not progress) as bar:
         for shard, lengths in store.contexts("heldout"):
@@ -97,21 +100,31 @@ def _cross_entropies(
                 left -= int(part.sum())
                 bar.update(int(part.sum()))
     table = quality.table()
-    return {Site.parse(row["site"]): float(row["ce_recovered"]) for row in table.to_dict("records")}
+    rows = table.to_dict("records")
+    return {Site.parse(row["site"]): float(row["ce_recovered"]) for row in rows}, tokens - left
 
 
-def targets(options: SaeOptions) -> dict[str, list[float]]:
-    """Per measure the lowest and highest value that is wanted."""
-    wanted = {"l0": list(options.l0_range)}
-    wanted |= {name: [least, 1.0] for name, least in LEAST.items()}
-    return wanted | {name: [0.0, most] for name, most in MOST.items()}
+def targets(options: SaeOptions) -> dict[str, list[float | None]]:
+    """Per measure the lowest and highest value that is wanted, None where there is no such end."""
+    wanted: dict[str, list[float | None]] = {"l0": list(options.l0_range)}
+    wanted |= {name: [least, None] for name, least in LEAST.items()}
+    return wanted | {name: [None, most] for name, most in MOST.items()}
 
 
 def judge(measured: dict[str, float], options: SaeOptions) -> dict[str, bool]:
     """Per measure that has a target, whether it is met."""
     return {
-        name: bool(low <= measured[name] <= high) for name, (low, high) in targets(options).items()
+        name: bool(
+            (low is None or measured[name] >= low) and (high is None or measured[name] <= high)
+        )
+        for name, (low, high) in targets(options).items()
     }
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -130,11 +143,12 @@ def card_text(card: dict[str, Any]) -> str:
         ),
         "command: " + " ".join(card["command"]),
         "",
-        "on held-out documents, first positions left out:",
+        f"on {card['measured_rows']:,} held-out positions ({card['ce_tokens']:,} for the "
+        "cross-entropy), first positions left out:",
     ]
     for name, value in card["heldout"].items():
         target = card["targets"].get(name)
         verdict = "" if target is None else "  " + ("pass" if card["passed"][name] else "FAIL")
-        wanted = "" if target is None else f"  (wanted {target[0]:g} to {target[1]:g})"
+        wanted = "" if target is None else f"  (wanted {_range(*target)})"
         lines.append(f"  {name:<20}{value:>9.3f}{wanted}{verdict}  {_MEANING[name]}")
     return "\n".join(lines) + "\n"

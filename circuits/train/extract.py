@@ -30,7 +30,8 @@ from circuits.runs import sha256_of
 from circuits.sites import Site
 from circuits.train.store import Manifest, Shard, Store, StoreError
 
-CONTEXTS_PER_SHARD = 128
+CONTEXTS_PER_SHARD = 128  # at most; fewer where that would be more than half a GiB
+_SHARD_BYTES = 1 << 29
 
 
 def extract(
@@ -52,9 +53,16 @@ def extract(
     Raises `StoreError` when the folder holds the activations of something else, when the corpus
     has nothing to train on or nothing held out, and `SiteError` for sites the model lacks.
     """
+    if not sites:
+        raise StoreError("no sites were named: there is nothing to store.")
     for site in sites:
         model.require(site.kind)
         model.adapter.hook_point(site)
+    if corpus.context > model.adapter.n_ctx:
+        raise StoreError(
+            f"contexts of {corpus.context} tokens, but {model.name} reads at most "
+            f"{model.adapter.n_ctx}: give --context a smaller number."
+        )
     key = _key(model, corpus, sites, num_tokens, batch_size)
     found = Manifest.read(folder)
     if found is not None and found.complete and set(key["sites"]) <= set(found.key["sites"]):
@@ -62,7 +70,7 @@ def extract(
     if found is not None and found.key != key:
         raise StoreError(f"{folder} holds other activations: {_difference(found.key, key)}.")
     manifest = found or Manifest(key)
-    if manifest.complete:
+    if manifest.complete and len(_intact(folder, manifest.shards)) == len(manifest.shards):
         return Store.open(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
@@ -89,12 +97,15 @@ def _extract(
     manifest.write(folder)
     counts, tokens = Counter[str](), Counter[str]()
     with tqdm(total=num_tokens, desc="extracting", unit="token", disable=not progress) as bar:
-        for number, (split, contexts) in enumerate(_shards(corpus, num_tokens)):
+        size = int(manifest.key["contexts_per_shard"])
+        for number, (split, contexts) in enumerate(_shards(corpus, num_tokens, size)):
             name = f"{split}-{counts[split]:05d}.safetensors"
             counts[split] += 1
             for context in contexts:
                 tokens[context.source] += len(context.tokens)
-            if number >= len(manifest.shards):
+            if number < len(manifest.shards):
+                _require_same(folder, manifest.shards[number], contexts)
+            else:
                 shard = _write(model, sites, folder, name, split, contexts, batch_size)
                 shards = (*manifest.shards, shard)
                 manifest = replace(manifest, shards=shards, tokens=dict(tokens))
@@ -122,8 +133,14 @@ def _key(
         "corpus": corpus.describe(),
         "num_tokens": num_tokens,
         "batch_size": batch_size,
-        "contexts_per_shard": CONTEXTS_PER_SHARD,
+        "contexts_per_shard": contexts_per_shard(model, corpus, sites),
     }
+
+
+def contexts_per_shard(model: HookedModel, corpus: Corpus, sites: Sequence[Site]) -> int:
+    """How many contexts lie in one shard; a shard is in memory as a whole."""
+    a_context = 2 * corpus.context * sum(_width(model, site) for site in sites)
+    return max(8, min(CONTEXTS_PER_SHARD, _SHARD_BYTES // a_context))
 
 
 def _width(model: HookedModel, site: Site) -> int:
@@ -131,9 +148,23 @@ def _width(model: HookedModel, site: Site) -> int:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = [k for k in new if old.get(k) != new[k]]
-    said = ", ".join(f"{k} was {str(old.get(k))[:80]}, is {str(new[k])[:80]}" for k in names)
+    flat_old, flat_new = _flat(old), _flat(new)
+    names = [k for k in {**flat_new, **flat_old} if flat_old.get(k) != flat_new.get(k)]
+    said = ", ".join(
+        f"{k} was {str(flat_old.get(k))[:80]}, is {str(flat_new.get(k))[:80]}" for k in names[:4]
+    )
     return f"{said}. Give --cache-dir another folder, or remove this one"
+
+
+def _flat(key: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary, `corpus.sources.0.weight`."""
+    if isinstance(key, dict):
+        parts = [_flat(v, f"{name}.{k}" if name else str(k)) for k, v in key.items()]
+    elif isinstance(key, list) and key and isinstance(key[0], dict):
+        parts = [_flat(v, f"{name}.{i}") for i, v in enumerate(key)]
+    else:
+        return {name: key}
+    return {k: v for part in parts for k, v in part.items()}
 
 
 def _intact(folder: Path, shards: Sequence[Shard]) -> tuple[Shard, ...]:
@@ -147,14 +178,26 @@ def _intact(folder: Path, shards: Sequence[Shard]) -> tuple[Shard, ...]:
     return tuple(kept)
 
 
-def _shards(corpus: Corpus, num_tokens: int) -> Iterator[tuple[Split, list[Context]]]:
+def _require_same(folder: Path, shard: Shard, contexts: list[Context]) -> None:
+    """Raise `StoreError` when a finished shard is not of these contexts: a data set of the hub or a
+    tokenizer has changed since."""
+    tokens, lengths = padded(contexts)
+    stored, stored_lengths, _ = Store(folder, Manifest({})).read_contexts(shard)
+    if not (torch.equal(stored, tokens) and torch.equal(stored_lengths, lengths)):
+        raise StoreError(
+            f"{folder / shard.file} is of other text than the corpus gives now: the corpus or the "
+            "tokenizer has changed. Give --cache-dir another folder, or remove this one."
+        )
+
+
+def _shards(corpus: Corpus, num_tokens: int, size: int) -> Iterator[tuple[Split, list[Context]]]:
     """Contexts in shards, until `num_tokens` rows are full or the corpus ends."""
     waiting: dict[Split, list[Context]] = {"train": [], "heldout": []}
     rows = 0
     for context in corpus.contexts():
         waiting[context.split].append(context)
         rows += len(context.tokens) - 1
-        if len(waiting[context.split]) == CONTEXTS_PER_SHARD:
+        if len(waiting[context.split]) == size:
             yield context.split, _by_length(waiting[context.split])
             waiting[context.split] = []
         if rows >= num_tokens:

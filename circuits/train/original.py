@@ -23,12 +23,13 @@ def check_sites(sites: Sequence[Site]) -> None:
 
 
 def write_states(store: Store, site: Site, folder: Path) -> Path:
-    """`layer_{l}_states.npy`: all training rows [row, width], float16."""
+    """`layer_{l}_states.npy`: all training rows [row, width], float32."""
     path = folder / f"layer_{site.layer}_states.npy"
-    width = store.manifest.key["widths"][store.manifest.key["sites"].index(str(site))]
     folder.mkdir(parents=True, exist_ok=True)
     rows = store.manifest.rows("train")
-    states = np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=(rows, width))
+    states = np.lib.format.open_memmap(
+        path, "w+", dtype=np.float32, shape=(rows, store.width(site))
+    )
     done = 0
     for part in store.rows(site, "train"):
         states[done : done + len(part)] = part.numpy()
@@ -51,7 +52,8 @@ def original_history(history: Sequence[dict[str, Any]]) -> dict[str, list[float]
     """The history under the study's keys.
 
     Losses on held-out rows are the share of variance that is missed; sparsity is the mean number of
-    active latents. BatchTopK has no sparsity loss: 0.
+    active latents on held-out rows, under both of the study's names. BatchTopK has no sparsity
+    loss: 0.
     """
     missed = [1 - e["explained_variance"] for e in history]
     l0 = [e["l0"] for e in history]

@@ -25,6 +25,7 @@ from circuits.sites import Site
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_BUFFER = 576 << 20  # numbers that are shuffled at once
 
 
 class StoreError(CircuitsError):
@@ -100,7 +101,7 @@ class Store:
         manifest = Manifest.read(folder)
         if manifest is None or not manifest.complete:
             state = "is not complete" if manifest else "is not there"
-            raise StoreError(f"the extraction in {folder} {state}: run it without --train-only.")
+            raise StoreError(f"the extraction in {folder} {state}: run `circuits train` for it.")
         store = cls(folder, manifest)
         store.check()
         return store
@@ -126,6 +127,10 @@ class Store:
                 raise StoreError(f"{self.folder / shard.file} cannot be read: {error}") from error
             if found != shard.rows:
                 raise StoreError(f"{shard.file} has {found} rows, not {shard.rows}.")
+
+    def width(self, site: Site) -> int:
+        """Width of a site's rows."""
+        return self.manifest.key["widths"][self.manifest.key["sites"].index(str(site))]
 
     def read(self, site: Site, shard: Shard) -> Float[Tensor, "row width"]:
         """The rows of a site in one shard, bfloat16."""
@@ -172,20 +177,27 @@ class Store:
                 yield part.float()
 
     def batches(
-        self, site: Site, batch_size: int, *, seed: int, start: int = 0, buffer_rows: int = 1 << 20
+        self,
+        site: Site,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        buffer_rows: int | None = None,
     ) -> Iterator[Float[Tensor, "row width"]]:
         """Batches of training rows in float32 without end, from batch number `start` on.
 
         Each epoch the shards are shuffled, read some at a time into a buffer of about
-        `buffer_rows`, and the buffer's rows shuffled. Batch n is the same whether or not the
-        batches before it were gone through, which is what lets training resume.
+        `buffer_rows` (by default 1.2 GB of them), and the buffer's rows shuffled. Batch n is the
+        same whether or not the batches before it were gone through: that lets training resume.
         """
         generator = torch.Generator()
         number, epoch = 0, 0
+        limit = buffer_rows or _BUFFER // self.width(site)
         while True:
             generator.manual_seed(seed * 1_000_003 + epoch)
             for part in _buffers(
-                self._of("train"), buffer_rows, lambda n: torch.randperm(n, generator=generator)
+                self._of("train"), limit, lambda n: torch.randperm(n, generator=generator)
             ):
                 size = sum(s.rows for s in part)
                 order = torch.randperm(size, generator=generator)

@@ -1,8 +1,8 @@
 """Training one SAE on stored activations with SAELens' trainer.
 
-1. Rows are scaled so that their mean norm is sqrt(width), the scale SAELens' settings are meant
-   for; the scale is folded into the weights of everything that is saved. The decoder bias starts at
-   the mean.
+1. Rows are scaled so that their root mean squared norm is sqrt(width), the scale SAELens' settings
+   are meant for; the scale is folded into the weights of everything that is saved. The decoder bias
+   starts at the mean.
 2. `SAETrainer.step` makes every step: loss, auxiliary loss for dead latents, clipping, Adam, and
    the cosine.
 3. Some ten times a training the SAE is saved as it would be used, read back, and measured on
@@ -20,6 +20,7 @@ import json
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from circuits.train.store import Store
 
 MEASUREMENTS = 10  # of a training, evenly spaced
 _HELDOUT_ROWS = 8192  # looked at in each
+_FEWEST_STEPS = 3  # warm-up and cosine need that many
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
 
@@ -45,7 +47,8 @@ _STATE, _PROGRESS = "state.safetensors", "progress.json"
 class Trained:
     """Where a trained SAE lies: the best and the final one in SAELens' format, and its history.
 
-    history: one entry a measurement: step, rows, lr, train_loss, sparsity_loss, explained_variance,
+    history: one entry a measurement (dead: share not active for a while in training, 0 before that
+        while has passed): step, rows, lr, train_loss, sparsity_loss, explained_variance,
     l0, dead, score, best.
     """
 
@@ -99,9 +102,10 @@ def train_sae(
                 run.save(resume, key)
     run.export(resume / "final")
     for target in (best, final):
-        _replace(resume / target.parent.name, target)
+        # Into the folder that is renamed: where the history is, all of it is there.
         text = json.dumps({"key": _json(key), "history": run.history}, indent=1)
-        (target / "history.json").write_text(text + "\n")
+        (resume / target.parent.name / "history.json").write_text(text + "\n")
+        _replace(resume / target.parent.name, target)
     shutil.rmtree(resume)
     return Trained(best, final, run.history)
 
@@ -117,11 +121,7 @@ class Run:
             raise TrainError("nothing was held out: extract with a held-out share above 0.")
         an_epoch = store.n_batches(options.batch_size)
         self.steps = round(an_epoch * options.epochs)
-        if self.steps < 1:
-            raise TrainError(
-                f"{store.manifest.rows('train')} rows and {options.epochs} epochs do not make one "
-                f"batch of {options.batch_size}: extract more tokens."
-            )
+        check_steps(store.manifest.rows("train"), options)
         self.every = max(1, math.ceil(self.steps / MEASUREMENTS))
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -147,7 +147,7 @@ class Run:
         return trainer
 
     def advance(self) -> dict[str, float]:
-        """One step; returns its losses and the mean number of active latents."""
+        """One step; returns its loss and the part of it that is for sparsity."""
         if self.batches is None:
             self.batches = self.store.batches(
                 self.site, self.options.batch_size, seed=self.options.seed, start=self.step
@@ -182,7 +182,7 @@ class Run:
     def measure(self, last: dict[str, float], folder: Path) -> dict[str, Any]:
         """Save the SAE to `folder`, read it back, and look at it on held-out rows."""
         self.export(folder)
-        moments = measure_rows(load_trained(folder, self.site), self.store, _HELDOUT_ROWS)
+        moments = measure_rows(load_trained(folder, self.site), self.store, last=_HELDOUT_ROWS)
         low, high = self.options.l0_range
         excess = max(1.0, moments.l0 / high, low / max(moments.l0, 1e-9))
         score = (1 - moments.explained_variance) * excess
@@ -246,6 +246,34 @@ class Run:
         trainer.n_forward_passes_since_fired = state["since_fired"].to(trainer.cfg.device)
 
 
+def check_folder(
+    folder: Path, sites: Sequence[Site], options: SaeOptions, dtype: torch.dtype
+) -> None:
+    """Raise `TrainError` when the folder holds an SAE, finished or begun, of other options."""
+    for site in sites:
+        for path in (
+            folder / "final" / str(site) / "history.json",
+            folder / "resume" / str(site) / _PROGRESS,
+        ):
+            if not path.is_file():
+                continue
+            key = json.loads(path.read_text())["key"]
+            if key["options"] != _json(asdict(options)) or key["dtype"] != str(dtype):
+                raise TrainError(
+                    f"{path.parent} holds an SAE of other options: give another --save-dir, or "
+                    "remove it."
+                )
+
+
+def check_steps(rows: int, options: SaeOptions) -> None:
+    """Raise `TrainError` when rows and epochs make too few steps for a schedule."""
+    if round(rows // options.batch_size * options.epochs) < _FEWEST_STEPS:
+        raise TrainError(
+            f"{rows} rows and {options.epochs:g} epochs do not make {_FEWEST_STEPS} batches of "
+            f"{options.batch_size}: more tokens, more epochs, or smaller batches."
+        )
+
+
 def sae_trainer(sae: Any, options: SaeOptions, steps: int, device: str, data: Any = None) -> Any:
     """SAELens' trainer with the settings of `SaeOptions`."""
     from sae_lens.config import SAETrainerConfig
@@ -274,15 +302,23 @@ def load_trained(folder: Path, site: Site) -> Sae:
     return Sae(SAE.load_from_disk(folder, device="cpu", dtype="float32"), site)
 
 
-def measure_rows(sae: Sae, store: Store, rows: int | None = None) -> Moments:
-    """Moments over held-out rows: the first `rows`, or all."""
-    moments = Moments(sae.d_sae)
+def measure_rows(sae: Sae, store: Store, first: int = 0, last: int | None = None) -> Moments:
+    """Moments over held-out rows, from number `first` on and before number `last`."""
+    moments, number = Moments(sae.d_sae), 0
     for batch in store.rows(sae.site, "heldout"):
-        left = len(batch) if rows is None else rows - moments.rows
-        if left <= 0:
-            break
-        moments.add(sae, batch[:left])
+        stop = len(batch) if last is None else min(len(batch), last - number)
+        part = batch[max(0, first - number) : max(0, stop)]
+        number += len(batch)
+        if len(part):
+            moments.add(sae, part)
     return moments
+
+
+def measure_card_rows(sae: Sae, store: Store) -> Moments:
+    """Moments over the held-out rows that training never looked at; over all of them where those
+    would be fewer than the ones it did."""
+    unseen = store.manifest.rows("heldout") - _HELDOUT_ROWS
+    return measure_rows(sae, store, _HELDOUT_ROWS if unseen >= _HELDOUT_ROWS else 0)
 
 
 def _replace(source: Path, target: Path) -> None:

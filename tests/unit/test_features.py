@@ -19,7 +19,7 @@ from circuits.cli import app
 from circuits.corpora import Corpus
 from circuits.features import BankError, FeatureBank, collect_features
 from circuits.features.neuronpedia import fetch_description, page
-from circuits.features.tally import EDGES, TokenCounts
+from circuits.features.tally import EDGES, Batch, Tally, TokenCounts
 from circuits.models.hooked import HookedModel
 from circuits.models.unembed import direct_logits
 from circuits.saes import SaeSet, load_saes
@@ -162,6 +162,21 @@ def test_an_interrupted_pass_is_a_bank_of_what_was_seen(
     assert bank.latents["active"].equals(first.latents["active"])
 
 
+def test_saes_that_take_turns_in_memory_give_the_same_bank(
+    model: HookedModel, saes: SaeSet, text: Corpus, bank: FeatureBank
+) -> None:
+    sources = saes.sources
+    small = SaeSet(sources, model.device, memory=1)
+    assert not small.fits and saes.fits
+    mine = collect_features(
+        model, small, text, examples=RANKS, before=BEFORE, after=AFTER, progress=False
+    )
+    assert mine.descriptions().equals(bank.descriptions())
+    assert mine.latents["active"].equals(bank.latents["active"])
+    assert mine.record["saes"] == bank.record["saes"]
+    assert {"trained_on", "prepend_bos"} <= mine.record["saes"][0].keys()
+
+
 def test_stored_activations_give_the_same_bank(
     model: HookedModel, saes: SaeSet, tmp_path: Path, bank: FeatureBank
 ) -> None:
@@ -174,6 +189,23 @@ def test_stored_activations_give_the_same_bank(
         one, two = (b.latents[b.latents["site"] == str(site)] for b in (bank, mine))
         assert np.abs(one["rate"].to_numpy() - two["rate"].to_numpy()).max() < 0.02
         assert np.allclose(one["max"], two["max"], rtol=0.02, atol=0.02)
+
+
+def test_what_an_sae_makes_of_padding_does_not_count() -> None:
+    tally = Tally(LATENTS, tiny.VOCAB, ranks=2, before=1, after=1)
+    dense = torch.rand(2, 4, LATENTS)
+    dense[0, 3:] = float("nan")  # beyond the end of the first context
+    dense[:, 0] = float("nan")
+    batch = Batch(
+        torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]]),
+        torch.tensor([3, 4]),
+        torch.arange(2),
+        torch.arange(2),
+    )
+    tally.add(batch, dense)
+    assert tally.positions == 5
+    assert (tally.active == 5).all()
+    assert np.isfinite(tally.total).all() and torch.isfinite(tally.examples.activations).all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "transformer"])
@@ -193,6 +225,10 @@ def test_direct_logits_are_finite_differences_of_the_final_norm(kind: str, where
     if where == "z":
         attention = module.blocks[site.layer].attn
         added = torch.einsum("hd,hdm->m", row.view(model.n_heads, -1), attention.W_O)
+        if kind == "gemma2":  # the norm behind the attention, its scale left out
+            weight = module.blocks[site.layer].ln1_post.original_component.weight
+            assert float(weight.std()) > 0.05
+            added = added * (1 + weight)
     unembed = lambda x: module.ln_final(x[None, None])[0, 0] @ module.W_U  # noqa: E731
     centred = kind in ("gpt2", "transformer")
     base = stream - stream.mean() if centred else stream

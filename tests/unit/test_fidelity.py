@@ -13,6 +13,7 @@ import torch
 from circuits import cli
 from circuits.cli.show import print_fidelity
 from circuits.models.hooked import HookedModel
+from circuits.models.patches import Patches
 from circuits.patch import CannotDo
 from circuits.saes import Fidelity, SaeError, load_saes, measure_fidelity
 from circuits.saes.fidelity import PLAIN, STACKED, WITH_ERROR
@@ -167,9 +168,24 @@ def test_a_contrast_that_the_model_cannot_do_has_nothing_to_keep(
         measure_fidelity(model, saes, pairs, progress=False)
 
 
-def test_resid_mid_cannot_be_edited(model: HookedModel) -> None:
-    with pytest.raises(SiteError, match="cannot be edited by a function"):
-        model.run_all_positions(torch.zeros(1, 3, dtype=torch.long), {Site(0, "resid_mid"): abs})
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "transformer"])
+def test_edits_of_the_middle_of_the_stream_are_patches_of_it(kind: str) -> None:
+    model = tiny.hooked_transformer() if kind == "transformer" else tiny.bridge(kind)
+    site, tokens = Site(1, "resid_mid"), torch.tensor([[4, 9, 2, 7], [3, 3, 8, 1]])
+    _, values = model.cache(tokens, [site])
+    edited = model.run_all_positions(tokens, {site: lambda x: 0.5 * x + 1})[:, -1]
+    rows, positions = torch.arange(2).repeat_interleave(4), torch.arange(4).repeat(2)
+    wanted = 0.5 * values[site].flatten(0, 1) + 1
+    patched = model.run(tokens, [Patches(site, rows, positions, wanted)])
+    assert torch.allclose(edited, patched, atol=1e-4)
+    assert float((edited - model.run(tokens)).abs().max()) > 0.1
+
+
+def test_a_parallel_model_has_no_middle_to_edit() -> None:
+    with pytest.raises(SiteError, match="in parallel"):
+        tiny.bridge("pythia").run_all_positions(
+            torch.zeros(1, 3, dtype=torch.long), {Site(0, "resid_mid"): abs}
+        )
 
 
 def test_the_command_prints_saves_and_shows(

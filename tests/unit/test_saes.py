@@ -206,6 +206,7 @@ def _spoil(folder: Path, how: str) -> None:
         config["metadata"]["hook_name"] = "blocks.9.hook_resid_post"
     elif how == "transcoder":
         config["architecture"] = "transcoder"
+        config["metadata"]["hook_name"] = "blocks.1.ln2.hook_normalized"
     elif how == "scale":
         config["normalize_activations"] = "expected_average_only_in"
     elif how == "whitening":
@@ -360,6 +361,11 @@ def test_a_release_from_the_hub_cache(hub: Path, tmp_path: Path) -> None:
     assert len(found.sha256(site)) == 64
     with pytest.raises(SaeError, match="could not be read from the hub"):
         load_saes("gpt2-small-res-jb", tiny.bridge("gpt2"), layers=[2])
+
+
+def test_releases_of_pickles_are_refused(hub: Path) -> None:
+    with pytest.raises(SaeError, match="gpt2-small-hook-z-kk publishes pickled weights"):
+        load_saes("gpt2-small-hook-z-kk", tiny.bridge("gpt2"), layers=[1])
 
 
 def test_a_release_that_does_not_exist_gets_its_neighbours(model: HookedModel) -> None:

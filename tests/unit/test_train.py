@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from circuits.cli import app
+from circuits.corpora import parse_corpus
 from circuits.models.hooked import HookedModel
 from circuits.runs import sha256_of
 from circuits.saes import load_saes
 from circuits.saes.quality import Moments
 from circuits.saes.sae import Sae
 from circuits.sites import Site
-from circuits.train import SaeOptions, Store, StoreError, TrainError, extract, train_sae
+from circuits.train import SaeOptions, Store, StoreError, TrainError, extract, train_sae, train_saes
 from circuits.train import trainer as training
 from circuits.train.extract import CONTEXTS_PER_SHARD
 from circuits.train.original import original_history, write_sae, write_states
@@ -119,6 +120,42 @@ def test_other_activations_in_the_folder_are_an_error(model: HookedModel, store:
         store.require([Site(3, "resid_post")], model.sha256)
     with pytest.raises(StoreError, match="another model"):
         store.require(SITES, "0")
+
+
+def test_text_that_changed_meanwhile_is_an_error(
+    model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a data set of the hub can, whose contents a manifest does not know."""
+    import pandas as pd
+
+    def data(end: str) -> None:
+        texts = [f"{p.read_text()} {end}" for p in sorted((tmp_path / "texts").glob("*.txt"))]
+        pd.DataFrame({"text": texts}).to_parquet(tmp_path / "hub" / "train.parquet")
+
+    def again() -> Store:
+        settings: Any = {"heldout": 0.2, "context": 24, "smallest": 4, "shortest": 20}
+        text = parse_corpus([f"hub:{tmp_path / 'hub'}"], tiny.tokenizer(), **settings)
+        return extract(model, text, SITES, tmp_path / "s", num_tokens=10**6, progress=False)
+
+    corpus.write(tmp_path / "texts")
+    (tmp_path / "hub").mkdir()
+    data("dog")
+    whole = again()
+    lost = whole.manifest.shards[-1]
+    (whole.folder / lost.file).unlink()
+    assert again().manifest == whole.manifest  # one shard is made again
+    (whole.folder / lost.file).unlink()
+    data("cat")
+    with pytest.raises(StoreError, match="is of other text than the corpus gives now"):
+        again()
+
+
+def test_extractions_that_cannot_be(model: HookedModel, tmp_path: Path) -> None:
+    text = corpus.corpus(corpus.write(tmp_path / "texts", 3), context=100)
+    with pytest.raises(StoreError, match="contexts of 100 tokens, but llama reads at most 64"):
+        extract(model, text, SITES, tmp_path / "s", num_tokens=10, progress=False)
+    with pytest.raises(StoreError, match="no sites were named"):
+        extract(model, text, [], tmp_path / "s", num_tokens=10, progress=False)
 
 
 def test_a_damaged_store_is_named(store: Store, tmp_path: Path) -> None:
@@ -304,8 +341,17 @@ def test_options_that_mean_nothing(options: Any, message: str) -> None:
 def test_trainings_that_cannot_be(tmp_path: Path) -> None:
     store, _ = synthetic(tmp_path, rows=300)
     site = Site(1, "resid_post")
-    with pytest.raises(TrainError, match="300 rows and 8 epochs do not make one batch of 512"):
+    with pytest.raises(TrainError, match="300 rows and 8 epochs do not make 3 batches of 512"):
         train_sae(store, site, OPTIONS, tmp_path / "a", progress=False)
+    with pytest.raises(TrainError, match="held-out share of 0 leaves nothing"):
+        train_saes(
+            tiny.bridge("llama"),
+            corpus.corpus(corpus.write(tmp_path / "texts", 3), heldout=0.0),
+            [site],
+            OPTIONS,
+            cache_dir=tmp_path / "c",
+            save_dir=tmp_path / "d",
+        )
     hot = replace(OPTIONS, batch_size=64, learning_rate=1e30)
     with pytest.raises(TrainError, match=r"the loss of resid_post\.1 is .* lower --learning-rate"):
         train_sae(store, site, hot, tmp_path / "b", progress=False)
@@ -341,12 +387,12 @@ def test_the_command_from_text_to_cards(model: HookedModel, tmp_path: Path) -> N
     hf.save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     texts = corpus.write(tmp_path / "texts")
-    words = ["train", "--model", str(tmp_path / "model"), "--corpus", str(texts)]
-    words += ["--heldout", "0.2", "--context", "24", "--layers", "1", "--num-tokens", "100000"]
+    text = ["--corpus", str(texts), "--heldout", "0.2", "--context", "24", "--num-tokens", "99999"]
+    words = ["train", "--model", str(tmp_path / "model"), "--layers", "1"]
     words += ["--cache-dir", str(tmp_path / "acts"), "--save-dir", str(tmp_path / "saes")]
     words += ["--width", "64", "--sparsity", "8", "--batch-size", "256", "--ce-tokens", "300"]
     runner = CliRunner()
-    done = runner.invoke(app, [*words, "--extract-only"], obj=words)
+    done = runner.invoke(app, [*words, *text, "--extract-only"], obj=words)
     assert done.exit_code == 0, done.output
     assert not (tmp_path / "saes").exists()
     before = digests(tmp_path / "acts")
@@ -369,6 +415,7 @@ def test_the_command_from_text_to_cards(model: HookedModel, tmp_path: Path) -> N
     [site] = loaded
     assert site == Site(1, "resid_post")
     assert loaded.sources[site].architecture == "jumprelu"
+    assert card["ce_tokens"] >= 300 and card["measured_rows"] > 300
     # The bfloat16 weights are what the card was measured with.
     moments = training.measure_rows(loaded[site], Store.open(tmp_path / "acts"))
     assert moments.explained_variance == pytest.approx(measured["explained_variance"], abs=1e-6)
@@ -382,6 +429,8 @@ def test_options_of_the_command_that_contradict_each_other() -> None:
         (["--sites", "z.1", "--layers", "2"], "contradicts --layers"),
         (["--architecture", "jumprelu"], "needs --sparsity"),
         (["--l0-range", "5"], "expected LOW,HIGH"),
+        (["--train-only", "--num-tokens", "5"], "--num-tokens and --train-only contradict"),
+        (["--layers", "5-3"], "runs backwards"),
     ):
         done = CliRunner().invoke(app, ["train", *words], obj=[])
         assert message in str(done.exception)
