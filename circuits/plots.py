@@ -17,7 +17,8 @@ from circuits.errors import CircuitsError
 from circuits.patch.result import count
 
 if TYPE_CHECKING:
-    from circuits.patch.result import Alignment, PatchResult
+    from circuits.patch.result import PatchResult
+    from circuits.prompts import Alignment
 
 _DIVERGING = "RdBu"  # red - white - blue
 _MOST_COLUMNS = 48  # more tokens than this are not legible at the width of a notebook

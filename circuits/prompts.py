@@ -80,6 +80,15 @@ class PairGroup:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Pairs whose positions line up: one template, one length. `pairs` are their numbers."""
+
+    template: str
+    length: int
+    pairs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PromptPairs:
     """Token ids of clean and corrupted prompts; one entry a pair in every field.
 
@@ -149,6 +158,17 @@ class PromptPairs:
             f"answer {_named(self.answers, self.answer_texts)}, "
             f"foil {_named(self.foils, self.foil_texts)}"
         )
+
+    def alignments(self) -> list[Alignment]:
+        """Groups of pairs that may be averaged position by position, largest first."""
+        found: dict[tuple[str, int, Any], list[int]] = {}
+        for i, tokens in enumerate(self.clean_tokens):
+            template, other = self.templates[i], self.corrupted_tokens[i]
+            # Without a template, what lines up is told by the positions that differ.
+            differ = tuple(p for p, t in enumerate(tokens) if t != other[p]) if not template else ()
+            found.setdefault((template, len(tokens), differ), []).append(i)
+        made = [Alignment(t, n, tuple(pairs)) for (t, n, _), pairs in found.items()]
+        return sorted(made, key=lambda a: -len(a.pairs))
 
     def groups(self, size: int | None = None) -> Iterator[PairGroup]:
         """Yield the pairs by token length, shortest first, at most `size` at a time."""

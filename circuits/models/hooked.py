@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from circuits.models.adapters import Adapter, ModelError, make_adapter
 from circuits.models.edits import FLAT, Edit, hook_edit
 from circuits.models.hooks import HookSet
-from circuits.models.memory import out_of_memory, rows_that_fit
 from circuits.models.patches import Patches, check_patches, hook_patches
-from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, split
+from circuits.models.resume import Baseline
+from circuits.models.rows import differentiate_rows, resume_rows
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
 
@@ -293,7 +293,6 @@ class HookedModel:
             logits, keys_values = self.adapter.forward_keeping(given.tokens)
         return Baseline(given, first, [values[s] for s in sites], keys_values, logits)
 
-    @torch.no_grad()
     def resume(
         self,
         baseline: Baseline,
@@ -316,73 +315,24 @@ class HookedModel:
         Parts come in the order they are computed, and a row without patches gives the baseline's
         own logits. Uses full forwards where resuming was found not to agree with them.
         """
-        check_patches(self.adapter, patches, len(pairs), baseline.length)
-        if any(len(p.rows) and int(p.positions.min()) < baseline.first for p in patches):
-            raise ModelError(f"patches before position {baseline.first}, the baseline's first.")
-        patches = [
-            Patches(
-                p.site,
-                p.rows.to(self.device),
-                p.positions.to(self.device),
-                p.values.to(self.device),
-                None if p.heads is None else p.heads.to(self.device),
-                p.add,
-            )
-            for p in normalise(patches, self.n_layers)
-        ]
-        passes = plan(patches, len(pairs), baseline.length, self.n_layers)
-        touched = torch.zeros(len(pairs), dtype=torch.bool)
-        for one in passes:
-            touched[one.rows] = True
-        rest = (~touched).nonzero().squeeze(1)
-        if len(rest):
-            yield rest, read(rest, baseline.logits[pairs[rest].to(self.device)])
-        limit = batch_size
-        for one in passes:
-            size = limit or self._rows_that_fit(one, baseline)
-            waiting = list(split(one, size))
-            while waiting:
-                part = waiting.pop(0)
-                try:
-                    found = read(part.rows, self._run_part(baseline, pairs, patches, part))
-                    done = True
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or len(part.rows) == 1:
-                        raise
-                    found, done = None, False
-                if not done:  # outside of the except block, which holds on to the tensors
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                    limit = max(1, len(part.rows) // 2)
-                    waiting = [s for p in [part, *waiting] for s in split(p, limit)]
-                    continue
-                yield part.rows, found
+        return resume_rows(self, baseline, pairs, patches, batch_size, read)
 
-    def _run_part(
+    def resume_gradients(
         self,
         baseline: Baseline,
         pairs: Int[Tensor, " row"],
-        patches: Sequence[Patches],
-        part: Pass,
-    ) -> Float[Tensor, "part vocab"]:
-        if self.can_resume:
-            return run_pass(self.adapter, baseline, pairs, patches, part)
-        place = torch.full((len(pairs),), -1)
-        place[part.rows] = torch.arange(len(part.rows))
-        place = place.to(self.device)
-        mine = pairs[part.rows].to(self.device)
-        given = baseline.inputs
-        embeddings = None if given.embeddings is None else given.embeddings[mine]
-        local = [p for q in patches if (p := q.of_rows(place, 0)) is not None]
-        return self.run(Inputs(given.tokens[mine], given.slots, embeddings), local)
+        site: Site,
+        values: Callable[[Tensor], Tensor],
+        metric: Callable[[Tensor, Tensor], Tensor],
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[Int[Tensor, " part"], Tensor, Tensor]]:
+        """Overwrite `site` from `baseline.first` on in every row, and differentiate there.
 
-    def _rows_that_fit(self, one: Pass, baseline: Baseline) -> int:
-        start = one.start if self.can_resume else 0
-        return rows_that_fit(
-            self.adapter,
-            baseline.length - start,
-            baseline.length,
-            baseline.logits.shape[1],
-            self.device,
-            self.dtype,
-        )
+        pairs: for each row, the entry of the baseline it changes.
+        values: from row numbers to activations [part, position - first, width].
+        metric: from (pair of each row, logits at the last position) to one value a row.
+
+        Yields, in parts, (row numbers, metric, gradient of the row's metric with respect to its
+        values).
+        """
+        return differentiate_rows(self, baseline, pairs, site, values, metric, batch_size)

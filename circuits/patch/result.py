@@ -12,7 +12,7 @@ import pandas as pd
 
 from circuits.errors import CircuitsError
 from circuits.metrics import SMALLEST_GAP, summarise_mean, summarise_ratio
-from circuits.prompts import PromptPairs
+from circuits.prompts import Alignment, PromptPairs
 from circuits.runs import (
     Parts,
     RunError,
@@ -42,15 +42,6 @@ class ResultError(CircuitsError):
     """A question that a result cannot answer."""
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Pairs whose positions line up: one template, one length. `pairs` are their numbers."""
-
-    template: str
-    length: int
-    pairs: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class PatchResult:
     """What a sweep found.
@@ -72,14 +63,7 @@ class PatchResult:
 
     def alignments(self) -> list[Alignment]:
         """Groups of pairs that may be averaged position by position, largest first."""
-        found: dict[tuple[str, int, Any], list[int]] = {}
-        for i, tokens in enumerate(self.prompts.clean_tokens):
-            template, other = self.prompts.templates[i], self.prompts.corrupted_tokens[i]
-            # Without a template, what lines up is told by the positions that differ.
-            differ = tuple(p for p, t in enumerate(tokens) if t != other[p]) if not template else ()
-            found.setdefault((template, len(tokens), differ), []).append(i)
-        made = [Alignment(t, n, tuple(pairs)) for (t, n, _), pairs in found.items()]
-        return sorted(made, key=lambda a: -len(a.pairs))
+        return self.prompts.alignments()
 
     def _chosen(self, alignment: Alignment | None) -> Alignment:
         return self.alignments()[0] if alignment is None else alignment

@@ -28,13 +28,14 @@ from tqdm import tqdm
 from circuits.errors import CircuitsError
 from circuits.metrics import Metric, Targets, find_metric, recovery
 from circuits.models.hooked import HookedModel
-from circuits.patch.ability import CannotDo, assess, baselines, in_halves, score
+from circuits.patch.ability import assess, baselines, in_halves, score
 from circuits.patch.cells import Cells, Direction, Plan, Positions, first_slots
+from circuits.patch.draw import draw
 from circuits.patch.result import PatchResult
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.sites import SiteKind, parse_kind
-from circuits.task import Inputs, InputsTask, PairsTask, Task, check_contrast, require
+from circuits.task import Inputs, InputsTask, Task
 
 _PAIRS_AT_ONCE = 8  # bounds what is cached of the two runs, whatever the number of pairs
 
@@ -88,35 +89,30 @@ def patch(
     """
     started = time.perf_counter()
     options = _check(model, site, direction, metric, positions, layers, batch_size)
-    if isinstance(prompts, PromptPairs) and pairs is not None:
-        raise SweepError("pairs belong to a task: give the task and its pairs, or pairs alone.")
-    task = None if isinstance(prompts, PromptPairs) else require(prompts, PairsTask, "patching")
-    drawn = task is not None and pairs is None
-    if task is not None and drawn:
-        contrast = check_contrast(task, contrast)
-        pairs = task.pairs(
-            model, contrast=contrast, n=n_pairs, seed=seed, split=split, prepend_bos=prepend_bos
-        )
-    elif isinstance(prompts, PromptPairs):
-        pairs, contrast = prompts, None
-    assert pairs is not None
-    name = task.name if task else "custom"
-    sweep = _Sweep(model, pairs, options, task if isinstance(task, InputsTask) else None)
+    given = draw(
+        model,
+        prompts,
+        pairs,
+        "patching",
+        contrast=contrast,
+        n_pairs=n_pairs,
+        split=split,
+        seed=seed,
+        prepend_bos=prepend_bos,
+    )
+    task = given.task
+    sweep = _Sweep(model, given.pairs, options, task if isinstance(task, InputsTask) else None)
     ability = assess(sweep.base.clean_ld, sweep.base.corrupted_ld)
-    if ability.problem and not force:
-        raise CannotDo(
-            f"{model.name} cannot do {name}{f' ({contrast})' if contrast else ''}: "
-            f"{ability.problem}. Patching it would show noise; choose another contrast or model, "
-            "or force it."
-        )
+    if not force:
+        given.require_ability(model, ability, "Patching it")
     parts = None
     if keep_parts is not None and not callable(metric) and not isinstance(task, InputsTask):
         parts = Parts(keep_parts, sweep.identity())
     scores = sweep.run(progress, parts)
     record: dict[str, Any] = {
         "method": "patch",
-        "task": name,
-        "contrast": contrast,
+        "task": given.name,
+        "contrast": given.contrast,
         "model": model.name,
         "model_sha256": model.sha256,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -127,8 +123,8 @@ def patch(
         "direction": options.direction,
         "metric": options.metric_name,
         "batch_size": batch_size,
-        "split": split if drawn else None,
-        "seed": seed if drawn else None,
+        "split": split if given.drawn else None,
+        "seed": seed if given.drawn else None,
         "sign_convention": SIGN_CONVENTION,
         "forced": bool(ability.problem),
         "ability": ability.problem or "can do",
@@ -141,7 +137,7 @@ def patch(
         "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
-    return PatchResult(scores, pairs, record, parts)
+    return PatchResult(scores, given.pairs, record, parts)
 
 
 def check_words(site: str, direction: str, metric: str | Metric, positions: str | None) -> SiteKind:

@@ -1,0 +1,135 @@
+"""One batch of pairs: both runs at all sites, and the nodes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.attribute.gradients import RowMetric, path_gradients
+from circuits.attribute.nodes import Block, sae_nodes, whole_nodes
+from circuits.metrics import Metric, Targets, evaluate
+from circuits.models.hooked import HookedModel
+from circuits.models.resume import Baseline
+from circuits.prompts import PairGroup
+from circuits.saes import SaeSet
+from circuits.sites import Site
+
+Direction = Literal["denoising", "noising"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is attributed to: SAEs at their sites, or whole activations (heads at `z`)."""
+
+    sites: tuple[Site, ...]
+    saes: SaeSet | None
+
+
+class Batch:
+    """The two runs of a group of pairs of one length.
+
+    The base run is the one that is patched: the corrupted one when denoising, the clean one when
+    noising. `metric` values are of the logits at the last position, one a pair.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        sources: Sources,
+        group: PairGroup,
+        metric: Metric,
+        direction: Direction,
+    ) -> None:
+        self.model, self.sources, self.group = model, sources, group
+        self.denoising = direction == "denoising"
+        self.sign = 1 if self.denoising else -1
+        self._metric = metric
+        self.first = group.first_differences()
+        self.base_tokens, other = (
+            (group.corrupted, group.clean) if self.denoising else (group.clean, group.corrupted)
+        )
+        logits, self._other = model.cache(other, list(sources.sites))
+        self._clean_logits = logits if self.denoising else None
+        self._other_logits = logits
+
+    def _targets(self, logits: Tensor) -> Targets:
+        # When noising the clean run is the base: its logits are those just computed.
+        clean = logits.detach() if self._clean_logits is None else self._clean_logits
+        return Targets.of(self.group.answer, self.group.foil, clean)
+
+    @cached_property
+    def gradients(self) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Float[Tensor, " pair"]]:
+        """(values, gradients) at all sites and the metric, of the base run: one forward and one
+        backward."""
+
+        def metric(logits: Tensor) -> Tensor:
+            return evaluate(self._metric, logits, self._targets(logits))
+
+        found = self.model.gradients(self.base_tokens, list(self.sources.sites), metric)
+        return found.values, found.gradients, found.metric
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The base run, kept for patching it."""
+        return self.model.baseline(self.base_tokens, int(self.first.min()))
+
+    @cached_property
+    def row_metric(self) -> RowMetric:
+        """The metric of patched rows."""
+        targets = self._targets(self.baseline.logits)
+
+        def metric(pair: Tensor, logits: Tensor) -> Tensor:
+            return evaluate(self._metric, logits, targets.rows(pair.to(logits.device)))
+
+        return metric
+
+    @cached_property
+    def base_metric(self) -> Float[Tensor, " pair"]:
+        """The metric of the base run."""
+        pairs = torch.arange(len(self.group.indices))
+        return self.row_metric(pairs, self.baseline.logits).double().cpu()
+
+    def runs(self, site: Site) -> tuple[Tensor, Tensor]:
+        """(clean, corrupted) activations of a site, [pair, position, width]."""
+        base = self.gradients[0][site]
+        other = self._other[site]
+        return (other, base) if self.denoising else (base, other)
+
+    def suffixes(self, site: Site) -> tuple[Tensor, Tensor]:
+        """(clean, corrupted) from the first difference of any pair on."""
+        clean, corrupted = self.runs(site)
+        return clean[:, self.baseline.first :], corrupted[:, self.baseline.first :]
+
+    def nodes(self, site: Site) -> Sequence[Block]:
+        """The nodes of a site."""
+        clean, corrupted = self.runs(site)
+        if self.sources.saes is None:
+            heads = self.model.n_heads if site.kind == "z" else None
+            return whole_nodes(clean, corrupted, self.first, heads)
+        wide = clean.float() if clean.dtype in (torch.bfloat16, torch.float16) else clean
+        sae = self.sources.saes[site]
+        return sae_nodes(sae, wide, corrupted.to(wide.dtype), self.first)
+
+    def mean_gradient(
+        self, site: Site, steps: int, batch_size: int | None
+    ) -> Float[Tensor, "pair position width"]:
+        """The gradient averaged over the path between the runs; 0 where they do not differ."""
+        clean, corrupted = self.suffixes(site)
+        mean = path_gradients(
+            self.model, self.baseline, site, corrupted, clean, self.row_metric, steps, batch_size
+        )
+        whole = torch.zeros_like(self.runs(site)[0])
+        whole[:, self.baseline.first :] = mean
+        return whole
+
+    def select(self, block: Block, wanted: set[tuple[int, int, int]]) -> Int[Tensor, " node"]:
+        """The nodes of a block whose (pair of the batch, position, index) is wanted."""
+        keys = zip(block.pair.tolist(), block.position.tolist(), block.index.tolist(), strict=True)
+        found = [i for i, key in enumerate(keys) if key in wanted]
+        return torch.tensor(found, dtype=torch.long, device=block.pair.device)
