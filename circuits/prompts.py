@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 
 END = "END"  # the named position that every pair has: its last token
+
+
+# What run.json calls a field: there `positions` would be taken for those that were patched.
+_RECORD_KEYS = {"positions": "named_positions"}
 
 
 class PromptError(CircuitsError):
@@ -159,6 +163,18 @@ class PromptPairs:
             f"foil {_named(self.foils, self.foil_texts)}"
         )
 
+    def as_record(self) -> dict[str, Any]:
+        """The fields for run.json."""
+        return {_RECORD_KEYS.get(k, k): v for k, v in asdict(self).items()}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> PromptPairs:
+        """Take the fields out of a record again; raises `KeyError` where one is missing."""
+        fields = {
+            name: record.pop(_RECORD_KEYS.get(name, name)) for name in cls.__dataclass_fields__
+        }
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
+
     def alignments(self) -> list[Alignment]:
         """Groups of pairs that may be averaged position by position, largest first."""
         found: dict[tuple[str, int, Any], list[int]] = {}
@@ -271,6 +287,10 @@ def resolve_bos(tokenizer: Any, prepend_bos: bool | None) -> bool:
             "prepend_bos=True, but this tokenizer has no beginning-of-text token: leave it out."
         )
     return prepend_bos
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def tokenise(tokenizer: Any, text: str, bos: bool) -> tuple[int, ...]:

@@ -128,8 +128,9 @@ class Batch:
         whole[:, self.baseline.first :] = mean
         return whole
 
-    def select(self, block: Block, wanted: set[tuple[int, int, int]]) -> Int[Tensor, " node"]:
-        """The nodes of a block whose (pair of the batch, position, index) is wanted."""
-        keys = zip(block.pair.tolist(), block.position.tolist(), block.index.tolist(), strict=True)
+    @staticmethod
+    def select(block: Block, wanted: set[tuple[int, int]]) -> Int[Tensor, " node"]:
+        """The nodes of a block whose (position, index) is wanted, in all pairs that have them."""
+        keys = zip(block.position.tolist(), block.index.tolist(), strict=True)
         found = [i for i, key in enumerate(keys) if key in wanted]
         return torch.tensor(found, dtype=torch.long, device=block.pair.device)

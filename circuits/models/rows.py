@@ -86,7 +86,7 @@ def differentiate_rows(
 ) -> Iterator[tuple[Int[Tensor, " part"], Tensor, Tensor]]:
     """See `HookedModel.resume_gradients`."""
     count = baseline.length - baseline.first
-    one = Pass(baseline.first, torch.arange(len(pairs)), torch.zeros(len(pairs)))
+    one = Pass(baseline.first, torch.arange(len(pairs)), torch.zeros(len(pairs), dtype=torch.long))
     size = batch_size or max(1, _rows_that_fit(model, one, baseline) // _GRAPH)
     waiting = list(torch.arange(len(pairs)).split(size))
     while waiting:

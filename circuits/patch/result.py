@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ class PatchResult:
         """
         target = Path(folder) if folder else default_folder(self.record["task"], "patch")
         with new_run(target) as work:
-            write_record(work, {**self.record, **_prompt_record(self.prompts)})
+            write_record(work, {**self.record, **self.prompts.as_record()})
             write_scores(work, self.scores)
             for i, alignment in enumerate(self.alignments()):
                 name = "heatmap.html" if i == 0 else f"heatmap-{i + 1}.html"
@@ -241,7 +241,7 @@ class PatchResult:
         record = read_record(folder)
         record.pop("format")
         try:
-            prompts = _prompts_of(record)
+            prompts = PromptPairs.of_record(record)
         except (KeyError, TypeError) as error:
             raise RunError(
                 f"{folder} is not a whole patching run: {error} is missing from run.json."
@@ -262,28 +262,6 @@ class PatchResult:
             f"{record['metric']}, {count(len(self.prompts), 'pair')}, "
             f"{self.prompts.named_answers()}"
         )
-
-
-_PROMPT_KEYS = {
-    # In run.json positions_patched says what was patched; named_positions where names point.
-    "positions": "named_positions",
-}
-
-
-def _prompt_record(prompts: PromptPairs) -> dict[str, Any]:
-    return {_PROMPT_KEYS.get(k, k): v for k, v in asdict(prompts).items()}
-
-
-def _prompts_of(record: dict[str, Any]) -> PromptPairs:
-    fields = {}
-    for name in PromptPairs.__dataclass_fields__:
-        value = record.pop(_PROMPT_KEYS.get(name, name))
-        fields[name] = _tuples(value)
-    return PromptPairs(**fields)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _ranges(layers: Sequence[int]) -> str:
