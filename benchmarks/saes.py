@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from circuits.models.load import load_model
 from circuits.saes import load_saes
 from circuits.sites import Site
 from circuits.train import SaeOptions, Store, extract
-from circuits.train.trainer import MEASUREMENTS, Run, sae_trainer
+from circuits.train.trainer import MEASUREMENTS, Run
 
 SITES = [Site(layer, "resid_post") for layer in (4, 9, 14, 19, 24, 29)]
 TOKENS, ROUNDS = 16_000, 3
 STEPS, BLOCK = 60, 10
-REAL_STEPS = 1020  # of one epoch over 2.1 million rows, as the embedded SAEs were trained
+REAL_STEPS = 957  # of one epoch over 1.96 million rows, as the embedded SAEs were trained
 TRAINED = Site(22, "resid_post")
 
 
@@ -40,8 +39,8 @@ def main() -> None:
     report(__file__, rows, {"product_gflops": product_rate() / 1e9, "sites": list(map(str, SITES))})
 
 
-def _corpus(model: HookedModel) -> Any:
-    return parse_corpus(["stdlib"], model.tokenizer, heldout=0.05)
+def _corpus(model: HookedModel, heldout: float = 0.05) -> Any:
+    return parse_corpus(["stdlib"], model.tokenizer, heldout=heldout)
 
 
 def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
@@ -94,23 +93,19 @@ def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
 
 
 def _training(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
-    """Steps a second of ours (data from disk) and of SAELens' trainer on batches in memory, in
-    alternating blocks; and what a measurement with its checkpoint costs."""
-    store = extract(
-        model, _corpus(model), [TRAINED], folder / "t", num_tokens=45_000, progress=False
-    )
+    """Steps a second of ours (data from disk) and of SAELens' trainer by itself on the same batches
+    in memory, in alternating blocks; and what a measurement with its checkpoint costs."""
+    corpus = _corpus(model, heldout=0.2)  # as many held-out rows as a measurement looks at
+    store = extract(model, corpus, [TRAINED], folder / "t", num_tokens=60_000, progress=False)
     options = SaeOptions(epochs=STEPS * 2048 / store.manifest.rows("train") + 1)
     with memory_growth() as memory:
         run = Run(store, TRAINED, options, torch.float32, "cpu")
-        sae = options.sae(model.d_model, {}, STEPS, "cpu")
+        alone = Run(store, TRAINED, options, torch.float32, "cpu").trainer
         data = store.batches(TRAINED, options.batch_size, seed=0)
-        held = [next(data) for _ in range(8)]
-        scale = run.trainer.activation_scaler.scaling_factor
-        alone = sae_trainer(sae, options, STEPS, "cpu")
-        alone.activation_scaler.scaling_factor = scale
-        stream, ours, theirs = cycle(held), 0.0, 0.0
+        stream, ours, theirs = iter([next(data) for _ in range(STEPS + 1)]), 0.0, 0.0
         run.advance()
         alone.step(next(stream))
+        alone.n_training_steps += 1
         for _ in tqdm(range(STEPS // BLOCK), desc="training"):
             started = time.perf_counter()
             for _ in range(BLOCK):

@@ -154,7 +154,8 @@ def sae_nodes(
     """Latents, error and, where it differs, offset of a site with an SAE."""
     parts = [sae.decompose(x) for x in (clean, corrupted)]
     first = first.to(clean.device)
-    latents = _union(sae, parts[0], parts[1], first)
+    # At position 0 everything is error.
+    latents = latent_block(sae, parts[0], parts[1], first.clamp(min=1))
     pair, position = _places(first, clean.shape[1])
     index = torch.full_like(pair, -1)
     errors = [p.error[pair, position] for p in parts]
@@ -183,15 +184,16 @@ def sae_nodes(
     return blocks
 
 
-def _union(
+def latent_block(
     sae: Sae, clean: Decomposition, corrupted: Decomposition, first: Int[Tensor, " pair"]
 ) -> LatentBlock:
-    """The latents active in either run, with their effective coefficients in both."""
+    """The latents active in either run from position `first` of a pair on, with their effective
+    coefficients in both."""
     length = clean.error.shape[1]
     keys, values = [], []
     for parts in (clean, corrupted):
         found = parts.latents
-        kept = (found.position >= first[found.row]) & (found.position > 0)
+        kept = found.position >= first[found.row]
         keys.append((found.token * sae.d_sae + found.latent)[kept])
         scale = parts.scale[found.row, found.position, 0]
         values.append((found.value * scale)[kept])

@@ -32,6 +32,10 @@ class AttributionResultError(CircuitsError):
     """A question that an attribution cannot answer."""
 
 
+def _nothing(site: str, latent: int) -> str:
+    return ""
+
+
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """What an attribution found.
@@ -159,11 +163,12 @@ class Attribution:
         return found.reset_index()
 
     def original(
-        self, describe: Callable[[str, int], str] = lambda site, latent: "", top: int = 25
+        self, describe: Callable[[str, int], str] | None = None, top: int = 25
     ) -> dict[str, list[dict[str, Any]]]:
         """The original study's `top_25_latents.json`: per named position the latents with the
         largest effects, of both signs. describe: from site and latent to a line of text."""
         table: Any = self.ranking(None, by="named", roles=("latent",))
+        say = describe or _nothing
         found: dict[str, list[dict[str, Any]]] = {}
         for name, part in table.groupby("position", sort=False):
             found[str(name)] = [
@@ -171,20 +176,25 @@ class Attribution:
                     "layer": int(row["layer"]),
                     "feature_idx": int(row["latent"]),
                     "value": float(row["effect"]),
-                    "description": describe(str(row["site"]), int(row["latent"])),
+                    "description": say(str(row["site"]), int(row["latent"])),
                 }
                 for row in part.head(top).to_dict("records")
             ]
         return found
 
-    def save(self, folder: str | Path | None = None) -> Path:
-        """Write the run's folder (default `runs/<task>/attribute-<time>`) and return its path."""
+    def save(
+        self, folder: str | Path | None = None, describe: Callable[[str, int], str] | None = None
+    ) -> Path:
+        """Write the run's folder (default `runs/<task>/attribute-<time>`) and return its path.
+
+        describe: from site and latent to a line of text, for `top_25_latents.json`.
+        """
         target = Path(folder) if folder else default_folder(self.record["task"], "attribute")
         with new_run(target) as work:
             write_record(work, {**self.record, **self.prompts.as_record()})
             write_scores(work, self.scores)
             if "latent" in set(self.scores["role"]):
-                text = json.dumps(self.original(), indent=1)
+                text = json.dumps(self.original(describe), indent=1)
                 (work / "top_25_latents.json").write_text(text + "\n", encoding="utf-8")
         return target
 

@@ -39,7 +39,7 @@ from circuits.patch.ability import assess, baselines, in_halves
 from circuits.patch.draw import draw
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, versions
-from circuits.saes import SaeSet
+from circuits.saes import SaeSet, contrast_kept
 from circuits.sites import Site, SiteKind
 from circuits.task import InputsTask, Task
 
@@ -159,6 +159,7 @@ def attribute(
         "device": str(model.device),
         "sites": [str(site) for site in sources.sites],
         "saes": None if saes is None else [saes.describe(site) for site in saes],
+        "saes_keep": None if saes is None else contrast_kept(model, saes, given.pairs),
         "direction": plan.direction,
         "metric": plan.metric_name,
         "split": split if given.drawn else None,

@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
+from circuits.cli.attribute import attribute_command
 from circuits.cli.features import features_command
 from circuits.cli.patch import patch_command
 from circuits.cli.running import run_app
 from circuits.cli.saes import saes_command
-from circuits.cli.show import print_bank, print_fidelity, print_patch
+from circuits.cli.show import print_attribution, print_bank, print_fidelity, print_patch
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("patch")(patch_command)
+app.command("attribute")(attribute_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
@@ -49,6 +51,7 @@ def show_command(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
 ) -> None:
     """Print a finished run."""
+    from circuits.attribute import Attribution
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
     from circuits.runs import RunError, read_record
@@ -59,6 +62,8 @@ def show_command(
         print_patch(PatchResult.load(folder))
     elif method == "saes":
         print_fidelity(Fidelity.load(folder))
+    elif method == "attribute":
+        print_attribution(Attribution.load(folder))
     elif method == "features":
         print_bank(FeatureBank.load(folder))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from circuits.attribute import Attribution
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
     from circuits.saes import Fidelity
@@ -107,6 +109,95 @@ def print_fidelity(result: Fidelity) -> None:
     console.print(quality)
     if result.gate:
         console.print(result.gate, style="bold red", highlight=False, markup=False)
+
+
+def print_attribution(
+    result: Attribution, describe: Callable[[str, int], str] | None = None, top: int = 12
+) -> None:
+    """The strongest nodes, how much the errors carry, and the audit, as tables."""
+    from circuits.patch.result import in_brackets
+
+    record = result.record
+    console.print(
+        f"{record['task']}{in_brackets(record['contrast'])} on {record['model']}: "
+        f"{record['attribution']}, {record['direction']}, {record['metric']}; "
+        "positive is toward clean",
+        style="bold",
+        highlight=False,
+        markup=False,
+    )
+    if record["saes"]:
+        _print_training(record["saes"], record["model"], result.prompts.prepend_bos)
+    pairs = result.prompts.alignments()[0].pairs
+    title = f"The strongest nodes, mean effect over {len(pairs)} pairs that line up"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for column in ("site", "token", "node", "effect", "share of gap", "about"):
+        table.add_column(column)
+    strings = result.prompts.clean_strings[pairs[0]]
+    names = {p: n for n, p in result.prompts.positions[pairs[0]].items()}
+    for row in result.ranking(top).to_dict("records"):
+        place = int(row["position"])
+        latent = int(row["latent"])
+        node = f"{row['role']} {latent}" if latent >= 0 else str(row["role"])
+        about = ""
+        if describe and row["role"] == "latent":
+            about = describe(str(row["site"]), latent)
+        table.add_row(
+            str(row["site"]),
+            escaped(f"{place} {names.get(place, '')} {_visible(strings[place])}"),
+            node,
+            escaped(_interval(row["effect"], row["effect_low"], row["effect_high"], "+.3f")),
+            f"{row['share']:.0%}",
+            escaped(about),
+        )
+    console.print(table)
+    if record["saes"]:
+        _print_errors(result)
+    if record.get("audit"):
+        _print_audit(record["audit"], record["attribution"])
+    kept = record.get("saes_keep")
+    if kept:
+        console.print(f"Without their errors, stacked, these SAEs keep {kept['kept']:.0%}.")
+    if kept and kept["gate"]:
+        console.print(kept["gate"], style="bold red", highlight=False, markup=False)
+
+
+def _visible(token: str) -> str:
+    from circuits.plots import visible
+
+    return visible(token)
+
+
+def _print_errors(result: Attribution) -> None:
+    shares: Any = result.error_share()
+    table = Table(title="What the SAEs' errors carry", box=box.SIMPLE_HEAD)
+    for column in ("site", "errors' share of all effects in size", "sum of effects", "of errors"):
+        table.add_column(column)
+    for site, part in shares.groupby("site", sort=False, observed=True):
+        size = float(part["size"].sum())
+        share = (part["size"] * part["error_share"]).sum() / size if size else float("nan")
+        table.add_row(
+            str(site),
+            f"{share:.0%}",
+            f"{part['effect'].sum():+.3f}",
+            f"{part['error_effect'].sum():+.3f}",
+        )
+    console.print(table)
+
+
+def _print_audit(audit: dict[str, Any], method: str) -> None:
+    nodes = len(audit["nodes"])
+    own = "its share of the joint change" if method == "ig" else "the node patched by itself"
+    console.print(
+        f"Audit of {nodes} nodes on {audit['pairs']} pairs, against {own}: Spearman "
+        f"{audit['spearman']:.3f}, Pearson {audit['pearson']:.3f}, same sign "
+        f"{audit['sign_agreement']:.0%}. Against single-node patching: Spearman "
+        f"{audit['spearman_single']:.3f}. Completeness residual "
+        f"{audit['completeness_residual']:.1%} (sums over nodes against whole sites, of the "
+        "largest whole-site effect).",
+        highlight=False,
+        markup=False,
+    )
 
 
 def print_bank(bank: FeatureBank) -> None:

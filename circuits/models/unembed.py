@@ -27,7 +27,7 @@ def direct_logits(
     """
     if site.kind == "z":
         rows = rows @ output_projection(model, site.layer).to(rows)
-        rows = _through(_norm_after_attention(model, site.layer), model, rows)
+        rows = _through(norm_after_attention(model, site.layer), model, rows)
     rows = _through(getattr(model.module, "ln_final", None), model, rows)
     return rows @ unembedding(model).to(rows)
 
@@ -44,7 +44,7 @@ def output_projection(model: HookedModel, layer: int) -> Float[Tensor, "width d_
     return rearrange(module.blocks[layer].attn.W_O, "head d_head d_model -> (head d_head) d_model")
 
 
-def _norm_after_attention(model: HookedModel, layer: int) -> Any:
+def norm_after_attention(model: HookedModel, layer: int) -> Any:
     """The norm between the output projection and the stream (Gemma-2, OLMo-2), None without."""
     module: Any = model.module
     block = module.blocks[layer]

@@ -256,7 +256,7 @@ class PatchResult:
     def headline(self) -> str:
         """What was patched, on what, in one line."""
         record = self.record
-        what = f"{record['task']}{_in_brackets(record['contrast'])}"
+        what = f"{record['task']}{in_brackets(record['contrast'])}"
         return (
             f"{what} on {record['model']}: {record['direction']} {record['site']}, "
             f"{record['metric']}, {count(len(self.prompts), 'pair')}, "
@@ -280,5 +280,6 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _in_brackets(text: str | None) -> str:
+def in_brackets(text: str | None) -> str:
+    """ " (text)", or nothing."""
     return f" ({text})" if text else ""

@@ -6,7 +6,7 @@ task (fidelity.py).
 """
 
 from circuits.saes.collection import SaeSet
-from circuits.saes.fidelity import Fidelity, measure_fidelity
+from circuits.saes.fidelity import Fidelity, contrast_kept, measure_fidelity
 from circuits.saes.load import load_saes
 from circuits.saes.sae import Decomposition, Latents, Sae, SaeError
 
@@ -17,6 +17,7 @@ __all__ = [
     "Sae",
     "SaeError",
     "SaeSet",
+    "contrast_kept",
     "load_saes",
     "measure_fidelity",
 ]

@@ -82,15 +82,7 @@ class Fidelity:
     @property
     def gate(self) -> str | None:
         """The loud line for SAEs that keep less than half of the contrast; None for others."""
-        kept = float(self.kept(STACKED).value)
-        if np.isnan(kept):
-            return "The plain model has no contrast to keep: nothing is said about these SAEs."
-        if kept >= SMALLEST_KEPT:
-            return None
-        return (
-            f"THESE SAEs ERASE THE TASK: without their errors they keep {kept:.1%} of the "
-            "contrast. Every result made with them rests on error nodes."
-        )
+        return gate_line(float(self.kept(STACKED).value))
 
     def table(self) -> pd.DataFrame:
         """One row a variant: mean logit differences and the contrast kept, with 95% intervals."""
@@ -126,6 +118,33 @@ class Fidelity:
         if "quality" not in record:
             raise RunError(f"{folder} is not a whole run: quality is missing from run.json.")
         return cls(read_scores(folder), pd.DataFrame(record.pop("quality")), record)
+
+
+def gate_line(kept: float) -> str | None:
+    """The loud line for SAEs that, stacked, keep less than half of a contrast; None for others."""
+    if np.isnan(kept):
+        return "The plain model has no contrast to keep: nothing is said about these SAEs."
+    if kept >= SMALLEST_KEPT:
+        return None
+    return (
+        f"THESE SAEs ERASE THE TASK: without their errors they keep {kept:.1%} of the "
+        "contrast. Every result made with them rests on error nodes."
+    )
+
+
+def contrast_kept(model: HookedModel, saes: SaeSet, pairs: PromptPairs) -> dict[str, Any]:
+    """What every other result made with SAEs says of them: `kept`, the share of the contrast that
+    all of them stacked keep without their errors, with its interval, and `gate`, the loud line."""
+    clean, corrupted = logit_differences(model, pairs)
+    stacked = np.zeros(len(pairs))
+    edits = {site: reconstruct(saes, site) for site in saes}
+    for group in pairs.groups(_PAIRS_AT_ONCE):
+        there, here = _last_differences(model, group, edits)
+        stacked[list(group.indices)] = there - here
+    found = summarise_ratio(stacked, clean - corrupted)
+    kept = float(found.value)
+    interval = {"kept_low": float(found.low), "kept_high": float(found.high)}
+    return {"kept": kept, **interval, "gate": gate_line(kept)}
 
 
 def measure_fidelity(

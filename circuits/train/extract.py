@@ -70,15 +70,15 @@ def extract(
     if found is not None and found.key != key:
         raise StoreError(f"{folder} holds other activations: {_difference(found.key, key)}.")
     manifest = found or Manifest(key)
-    if manifest.complete and len(_intact(folder, manifest.shards)) == len(manifest.shards):
-        return Store.open(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    kept = _intact(folder, manifest.shards, progress)
+    if manifest.complete and len(kept) == len(manifest.shards):
+        return Store.open(folder)
+    manifest = replace(manifest, shards=kept, complete=False)
     lock = filelock.FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
-            return _extract(
-                model, corpus, sites, folder, manifest, num_tokens, batch_size, progress
-            )
+            return _extract(model, corpus, folder, manifest, num_tokens, batch_size, progress)
     except filelock.Timeout as error:
         raise StoreError(f"another process is extracting into {folder}: wait for it.") from error
 
@@ -86,14 +86,12 @@ def extract(
 def _extract(
     model: HookedModel,
     corpus: Corpus,
-    sites: Sequence[Site],
     folder: Path,
     manifest: Manifest,
     num_tokens: int,
     batch_size: int,
     progress: bool,
 ) -> Store:
-    manifest = replace(manifest, shards=_intact(folder, manifest.shards))
     manifest.write(folder)
     counts, tokens = Counter[str](), Counter[str]()
     with tqdm(total=num_tokens, desc="extracting", unit="token", disable=not progress) as bar:
@@ -106,7 +104,7 @@ def _extract(
             if number < len(manifest.shards):
                 _require_same(folder, manifest.shards[number], contexts)
             else:
-                shard = _write(model, sites, folder, name, split, contexts, batch_size)
+                shard = _write(model, manifest.sites, folder, name, split, contexts, batch_size)
                 shards = (*manifest.shards, shard)
                 manifest = replace(manifest, shards=shards, tokens=dict(tokens))
                 manifest.write(folder)
@@ -167,10 +165,10 @@ def _flat(key: Any, name: str = "") -> dict[str, Any]:
     return {k: v for part in parts for k, v in part.items()}
 
 
-def _intact(folder: Path, shards: Sequence[Shard]) -> tuple[Shard, ...]:
+def _intact(folder: Path, shards: Sequence[Shard], progress: bool) -> tuple[Shard, ...]:
     """The shards up to the first that is missing or has another checksum."""
     kept: list[Shard] = []
-    for shard in shards:
+    for shard in tqdm(shards, desc="verifying", unit="shard", disable=not progress or not shards):
         path = folder / shard.file
         if not path.is_file() or sha256_of(path) != shard.sha256:
             break

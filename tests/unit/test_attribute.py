@@ -259,7 +259,9 @@ def test_a_planted_latent_is_ranked_first(method: str) -> None:
     assert set(ranking.iloc[:2]["latent"]) == {latent, latent + 1}
     # A fifth of the attention falls on it; u goes from -1 to 1, half of it by each latent.
     assert ranking.iloc[:2]["effect"].tolist() == pytest.approx([2.0, 2.0])
-    assert float(ranking.iloc[2:]["effect"].abs().max()) < 1e-6  # TransformerLens keeps some float32
+    assert (
+        float(ranking.iloc[2:]["effect"].abs().max()) < 1e-6
+    )  # TransformerLens keeps some float32
     audit = found.record["audit"]
     assert audit["completeness_residual"] < 1e-6
     assert audit["pearson"] == pytest.approx(1.0)
