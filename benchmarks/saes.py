@@ -1,10 +1,12 @@
 """SAEs: what extraction, training and the feature bank cost.
 
-python -m benchmarks.saes
+python -m benchmarks.saes [extraction] [training] [features]
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import machine, memory_growth, product_rate, report
+from benchmarks.common import memory_growth, product_rate, report
 from circuits.corpora import parse_corpus
 from circuits.features import collect_features
 from circuits.models.hooked import HookedModel
@@ -30,17 +32,25 @@ REAL_STEPS = 957  # of one epoch over 1.96 million rows, as the embedded SAEs we
 TRAINED = Site(22, "resid_post")
 
 
-def main() -> None:
-    """Measure, print a table, write saes.json."""
+def main(names: list[str]) -> None:
+    """Measure the named parts (all by default), print a table, write saes.json.
+
+    Rows of parts that are not run are kept from the last time, with what they were run on.
+    """
     model = load_model()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [*_extraction(model, Path(folder)), *_training(model, Path(folder))]
-        rows += _features(model, Path(folder))
+    target = Path(__file__).with_suffix(".json")
+    rows: list[dict[str, Any]] = []
+    if names and target.is_file():
+        rows = [r for r in json.loads(target.read_text())["rows"] if r["part"] not in names]
+    for name in names or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += [{"part": name, **row} for row in PARTS[name](model, Path(folder))]
     report(__file__, rows, {"product_gflops": product_rate() / 1e9, "sites": list(map(str, SITES))})
 
 
-def _corpus(model: HookedModel, heldout: float = 0.05) -> Any:
-    return parse_corpus(["stdlib"], model.tokenizer, heldout=heldout)
+def _corpus(model: HookedModel) -> Any:
+    # Enough held out that there are as many rows of it as a measurement in training looks at.
+    return parse_corpus(["stdlib"], model.tokenizer, heldout=0.2)
 
 
 def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
@@ -95,8 +105,9 @@ def _extraction(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
 def _training(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
     """Steps a second of ours (data from disk) and of SAELens' trainer by itself on the same batches
     in memory, in alternating blocks; and what a measurement with its checkpoint costs."""
-    corpus = _corpus(model, heldout=0.2)  # as many held-out rows as a measurement looks at
-    store = extract(model, corpus, [TRAINED], folder / "t", num_tokens=60_000, progress=False)
+    store = extract(
+        model, _corpus(model), [TRAINED], folder / "t", num_tokens=60_000, progress=False
+    )
     options = SaeOptions(epochs=STEPS * 2048 / store.manifest.rows("train") + 1)
     with memory_growth() as memory:
         run = Run(store, TRAINED, options, torch.float32, "cpu")
@@ -139,33 +150,39 @@ def _training(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
 
 
 def _features(model: HookedModel, folder: Path) -> list[dict[str, Any]]:
-    """The bank of the eight embedded SAEs, from text and from stored activations."""
+    """The bank of the eight embedded SAEs, from text and from stored activations: what a token
+    costs, from two lengths, and what the bank costs beside that."""
     saes = load_saes("embedded", model)
     store: Store = extract(
         model, _corpus(model), list(saes), folder / "f", num_tokens=TOKENS, progress=False
     )
     found = []
     for name, corpus in (("from text", _corpus(model)), ("from stored activations", store)):
-        with memory_growth() as memory:
-            started = time.perf_counter()
-            bank = collect_features(model, saes, corpus, num_tokens=TOKENS, progress=False)
-            taken = time.perf_counter() - started
-        minutes = taken / bank.record["tokens"] * 1e6 / 60
+        taken, seen = [], []
+        for tokens in (TOKENS // 4, TOKENS):
+            with memory_growth() as memory:
+                started = time.perf_counter()
+                bank = collect_features(model, saes, corpus, num_tokens=tokens, progress=False)
+                taken.append(time.perf_counter() - started)
+            seen.append(bank.record["tokens"])
+        a_token = (taken[1] - taken[0]) / (seen[1] - seen[0])
         found += [
             {
                 "what": f"feature bank of {len(saes)} SAEs {name}",
-                "measured": minutes,
+                "measured": a_token * 1e6 / 60,
                 "unit": "min a million tokens",
             },
             {
-                "what": f"the same, peak memory, {name}",
-                "measured": memory["peak_mib"],
-                "unit": "MiB",
+                "what": f"and beside that, {name}",
+                "measured": taken[0] - a_token * seen[0],
+                "unit": "s",
             },
+            {"what": f"its peak memory, {name}", "measured": memory["peak_mib"], "unit": "MiB"},
         ]
     return found
 
 
+PARTS = {"extraction": _extraction, "training": _training, "features": _features}
+
 if __name__ == "__main__":
-    print(machine())
-    main()
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ Everything that can be wrong about them is looked at before any model pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from circuits.models.hooked import HookedModel
@@ -56,7 +57,10 @@ def load_saes(
                 "folder or a release with one SAE a site."
             )
         _check_fit(source, model)
-        chosen[source.site] = source
+        # Where the package lies says nothing about its SAEs.
+        own = path == EMBEDDED
+        name_it = {"name": f"embedded/{source.site}"} if own else {}
+        chosen[source.site] = replace(source, **name_it)
     if not chosen:
         wanted = "" if layers is None else f" for layers {', '.join(map(str, layers))}"
         raise SaeError(f"{name} has no SAEs{wanted}.")
