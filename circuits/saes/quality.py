@@ -50,6 +50,13 @@ class Moments:
         self.product += float((made * wide).sum())
         self.fired += torch.bincount(parts.latents.latent, minlength=len(self.fired)).cpu()
 
+    def with_(self, other: Moments) -> Moments:
+        """Those of both together."""
+        both = Moments(len(self.fired))
+        for name in vars(both):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     @property
     def l0(self) -> float:
         """Mean number of active latents."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from circuits.models.hooked import HookedModel
 from circuits.runs import sha256_of, versions
 from circuits.saes import SaeSet
-from circuits.saes.quality import Quality
+from circuits.saes.quality import Moments, Quality
 from circuits.sites import Site
 from circuits.train.options import SaeOptions
 from circuits.train.store import Store
@@ -26,7 +26,9 @@ _CONTEXTS_AT_ONCE = 8
 
 _MEANING = {
     "l0": "active latents a token",
-    "explained_variance": "share of the variance that is reconstructed",
+    "explained_variance": "share of the variance that is reconstructed, outliers left out",
+    "explained_variance_all": "the same with outliers, which decide it",
+    "outliers": "share of positions whose norm is over five times the median",
     "ce_recovered": "next-token cross-entropy recovered, against zero ablation",
     "dead": "share of latents never active on the held-out rows",
     "shrinkage": "length of reconstructions about the mean; 1 is neither shrunk nor stretched",
@@ -46,21 +48,16 @@ def write_cards(
     """Measure every SAE of a folder of trained ones and write `card.json` and `card.txt` beside it.
 
     L0, explained variance, shrinkage and the dead share are over the held-out rows of the store
-    that had no say in which checkpoint was the best (over all of them where few are left); the
-    cross-entropy over the first `ce_tokens` of their tokens, all SAEs on the same ones.
+    that had no say in which checkpoint was the best (over all of them where few are left);
+    explained variance and shrinkage leave out outliers (`measure_card_rows`). The cross-entropy is
+    over the first `ce_tokens` of their tokens, all SAEs on the same ones.
     """
     losses, counted = _cross_entropies(model, store, saes, ce_tokens, progress)
     cards = {}
     for site in tqdm(list(saes), desc="cards", unit="SAE", disable=not progress):
         folder = Path(saes.sources[site].name)
-        moments = measure_card_rows(load_trained(folder, site), store)
-        measured = {
-            "l0": moments.l0,
-            "explained_variance": moments.explained_variance,
-            "ce_recovered": losses[site],
-            "dead": moments.dead,
-            "shrinkage": moments.shrinkage,
-        }
+        typical, outliers = measure_card_rows(load_trained(folder, site), store)
+        measured = {"ce_recovered": losses[site], **measures(typical, outliers)}
         cards[site] = card = {
             "site": str(site),
             "model": store.manifest.key["model"],
@@ -69,7 +66,7 @@ def write_cards(
             "corpus": store.manifest.key["corpus"],
             "tokens": store.manifest.tokens,
             "rows": {s: store.manifest.rows(s) for s in ("train", "heldout")},
-            "measured_rows": moments.rows,
+            "measured_rows": typical.rows + outliers.rows,
             "ce_tokens": counted,
             "options": {
                 k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()
@@ -102,6 +99,19 @@ def _cross_entropies(
     table = quality.table()
     rows = table.to_dict("records")
     return {Site.parse(row["site"]): float(row["ce_recovered"]) for row in rows}, tokens - left
+
+
+def measures(typical: Moments, outliers: Moments) -> dict[str, float]:
+    """What a card says of held-out rows."""
+    both = typical.with_(outliers)
+    return {
+        "l0": both.l0,
+        "explained_variance": typical.explained_variance,
+        "explained_variance_all": both.explained_variance,
+        "outliers": outliers.rows / both.rows,
+        "dead": both.dead,
+        "shrinkage": typical.shrinkage,
+    }
 
 
 def targets(options: SaeOptions) -> dict[str, list[float | None]]:

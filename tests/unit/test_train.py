@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from circuits.cli import app
@@ -202,8 +202,6 @@ def synthetic(folder: Path, rows: int = 40_000, width: int = 24, truth: int = 48
         strength = 1 + torch.rand(count, truth, generator=draw)
         return (active * strength) @ directions + 0.5
 
-    from safetensors.torch import save_file
-
     key = {
         "model": "made",
         "model_sha256": "0",
@@ -326,6 +324,27 @@ def test_moments_by_hand(tmp_path: Path) -> None:
     assert moments.dead == pytest.approx(float((latents == 0).all(0).float().mean()))
 
 
+def test_outliers_do_not_decide_what_is_explained(tmp_path: Path) -> None:
+    store, _ = synthetic(tmp_path, rows=3000)
+    site = Site(1, "resid_post")
+    trained = train_sae(store, site, replace(OPTIONS, epochs=2), tmp_path / "s", progress=False)
+    sae = training.load_trained(trained.best, site)
+    path = tmp_path / "heldout-00000.safetensors"
+    rows = load_file(path)["resid_post.1"]
+    rows[::500] *= 300
+    save_file({"resid_post.1": rows}, path)
+    typical, outliers = training.measure_card_rows(sae, store)
+    assert (typical.rows, outliers.rows) == (3992, 8)
+    wanted = Moments(sae.d_sae)
+    wanted.add(sae, rows[[i for i in range(4000) if i % 500]].float())
+    assert typical.explained_variance == pytest.approx(wanted.explained_variance, rel=1e-6)
+    both = typical.with_(outliers)
+    whole = training.measure_rows(sae, store)
+    assert both.explained_variance == pytest.approx(whole.explained_variance, rel=1e-6)
+    assert (both.l0, both.dead) == (whole.l0, whole.dead)
+    assert abs(both.explained_variance - typical.explained_variance) > 0.01
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -409,7 +428,8 @@ def test_the_command_from_text_to_cards(model: HookedModel, tmp_path: Path) -> N
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     card = json.loads((folder / "card.json").read_text())
     measured = card["heldout"]
-    assert set(measured) == {"l0", "explained_variance", "ce_recovered", "dead", "shrinkage"}
+    names = "l0 explained_variance explained_variance_all outliers ce_recovered dead shrinkage"
+    assert set(measured) == set(names.split())
     assert card["passed"].keys() == card["targets"].keys()
     assert card["sha256"] == sha256_of(folder / "sae_weights.safetensors")
     text = (folder / "card.txt").read_text()
@@ -422,7 +442,7 @@ def test_the_command_from_text_to_cards(model: HookedModel, tmp_path: Path) -> N
     assert card["ce_tokens"] >= 300 and card["measured_rows"] > 300
     # The bfloat16 weights are what the card was measured with.
     moments = training.measure_rows(loaded[site], Store.open(tmp_path / "acts"))
-    assert moments.explained_variance == pytest.approx(measured["explained_variance"], abs=1e-6)
+    assert moments.explained_variance == pytest.approx(measured["explained_variance_all"], abs=1e-6)
     assert (tmp_path / "saes" / "sae_layer_1_history.json").is_file()
     assert (tmp_path / "acts" / "layer_1_states.npy").is_file()
 
