@@ -139,13 +139,18 @@ class DjangoDocs:
         return {"package": _DJANGO, "sha256": _DJANGO_SHA256, "licence": "BSD-3-Clause"}
 
     def documents(self) -> Iterator[Document]:
+        texts: dict[str, str] = {}
         with tarfile.open(_django_archive()) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(".txt")]
-            members = [m for m in members if m.name.split("/")[1] == "docs"]
-            for member in shuffled(sorted(members, key=lambda m: m.name)):
+            # In the archive's own order: going back means unpacking it from the start again.
+            for member in archive:
+                parts = member.name.split("/")
+                if not member.isfile() or parts[1] != "docs" or not parts[-1].endswith(".txt"):
+                    continue
                 file = archive.extractfile(member)
                 assert file is not None
-                yield Document(member.name.split("/", 1)[1], file.read().decode("utf-8"))
+                texts[member.name] = file.read().decode("utf-8")
+        for name in shuffled(sorted(texts)):
+            yield Document(name.split("/", 1)[1], texts[name])
 
 
 def _django_archive() -> Path:
