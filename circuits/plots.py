@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from circuits.errors import CircuitsError
 from circuits.patch.result import count
+from circuits.tokens import visible as plain
 
 if TYPE_CHECKING:
     from circuits.patch.result import PatchResult
@@ -30,7 +31,6 @@ _SMALLEST_FONT = 9.0
 _TOKEN_AXIS = (
     "token (clean, below it corrupted where they differ; \u2423 is a space, \u21b5 a new line)"
 )
-_SPACES = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"})
 
 
 class PlotError(CircuitsError):
@@ -39,8 +39,7 @@ class PlotError(CircuitsError):
 
 def visible(token: str) -> str:
     """A token with its white space made visible and nothing that HTML would swallow."""
-    shown = token.translate(_SPACES) or "\u2205"
-    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain(token).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _alternatives(tokens: tuple[str, ...]) -> str:

@@ -56,7 +56,6 @@ class Batch:
         )
         logits, self._other = model.cache(other, list(sources.sites))
         self._clean_logits = logits if self.denoising else None
-        self._other_logits = logits
 
     def _targets(self, logits: Tensor) -> Targets:
         # When noising the clean run is the base: its logits are those just computed.

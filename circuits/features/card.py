@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuits.features.describe import describe, visible
+from circuits.features.describe import describe
+from circuits.tokens import visible
 
 _STYLE = """<style>
 .card { font: 14px/1.45 system-ui, sans-serif; color: #222; max-width: 950px; }

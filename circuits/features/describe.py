@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from circuits.tokens import visible
+
 _SHOWN = 3
-_SPACES = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d"})
-
-
-def visible(token: str) -> str:
-    """A token with its white space made visible."""
-    return token.translate(_SPACES) or "\u2205"
 
 
 def describe(row: Mapping[str, Any], vocabulary: Mapping[int, str], positions: int) -> str:
