@@ -186,6 +186,23 @@ class PromptPairs:
         made = [Alignment(t, n, tuple(pairs)) for (t, n, _), pairs in found.items()]
         return sorted(made, key=lambda a: -len(a.pairs))
 
+    def tokens_at(self, alignment: Alignment) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """For each position the different clean and corrupted tokens that stand there."""
+
+        def at(strings: Sequence[Sequence[str]], position: int) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(strings[i][position] for i in alignment.pairs))
+
+        both = self.clean_strings, self.corrupted_strings
+        return [(at(both[0], p), at(both[1], p)) for p in range(alignment.length)]
+
+    def names_at(self, alignment: Alignment) -> dict[int, str]:
+        """Names of positions that are the same in all of the pairs, e.g. {19: "END"}."""
+        names: dict[int, list[str]] = {}
+        for name, position in self.positions[alignment.pairs[0]].items():
+            if all(self.positions[i].get(name) == position for i in alignment.pairs):
+                names.setdefault(position, []).append(name)
+        return {position: "/".join(found) for position, found in names.items()}
+
     def groups(self, size: int | None = None) -> Iterator[PairGroup]:
         """Yield the pairs by token length, shortest first, at most `size` at a time."""
         by_length: dict[int, list[int]] = {}

@@ -25,10 +25,15 @@ Direction = Literal["denoising", "noising"]
 
 @dataclass(frozen=True)
 class Sources:
-    """What is attributed to: SAEs at their sites, or whole activations (heads at `z`)."""
+    """What is attributed to: SAEs at their sites, or whole activations (heads at `z`).
+
+    errors: False for the model in which reconstructions stand in place of activations
+    (`HookedModel.edited`, for as long as batches are used): then there are no error nodes.
+    """
 
     sites: tuple[Site, ...]
     saes: SaeSet | None
+    errors: bool = True
 
 
 class Batch:
@@ -105,15 +110,22 @@ class Batch:
         clean, corrupted = self.runs(site)
         return clean[:, self.baseline.first :], corrupted[:, self.baseline.first :]
 
+    @cached_property
+    def _encoded(self) -> list[dict[Site, Tensor]]:
+        """What SAEs read in the (clean, corrupted) run, where reconstructions stand in place of
+        it."""
+        runs = (self.group.clean, self.group.corrupted)
+        return [self.model.cache(x, list(self.sources.sites), unedited=True)[1] for x in runs]
+
     def nodes(self, site: Site) -> Sequence[Block]:
         """The nodes of a site."""
-        clean, corrupted = self.runs(site)
         if self.sources.saes is None:
             heads = self.model.n_heads if site.kind == "z" else None
-            return whole_nodes(clean, corrupted, self.first, heads)
-        wide = clean.float() if clean.dtype in (torch.bfloat16, torch.float16) else clean
+            return whole_nodes(*self.runs(site), self.first, heads)
         sae = self.sources.saes[site]
-        return sae_nodes(sae, wide, corrupted.to(wide.dtype), self.first)
+        read = self.runs(site) if self.sources.errors else [x[site] for x in self._encoded]
+        clean, corrupted = (x.to(sae.dtype) for x in read)
+        return sae_nodes(sae, clean, corrupted, self.first, errors=self.sources.errors)
 
     def mean_gradient(
         self, site: Site, steps: int, batch_size: int | None

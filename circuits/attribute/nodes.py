@@ -129,13 +129,8 @@ def whole_nodes(
     pair, position = _places(first.to(clean.device), clean.shape[1])
     values = [x[pair, position] for x in (clean, corrupted)]
     if heads is None:
-        index = torch.full_like(pair, -1)
-        norms = [x.norm(dim=-1) for x in values]
-        return [
-            VectorBlock(
-                "component", pair, position, index, norms[0], norms[1], values[0] - values[1]
-            )
-        ]
+        everywhere = torch.ones_like(pair, dtype=torch.bool)
+        return [_vectors("component", pair, position, values, everywhere)]
     parts = [x.reshape(len(x) * heads, -1) for x in values]
     index = torch.arange(heads, device=pair.device).repeat(len(pair))
     pair, position = pair.repeat_interleave(heads), position.repeat_interleave(heads)
@@ -150,38 +145,45 @@ def sae_nodes(
     clean: Float[Tensor, "pair position width"],
     corrupted: Float[Tensor, "pair position width"],
     first: Int[Tensor, " pair"],
+    *,
+    errors: bool = True,
 ) -> Sequence[Block]:
-    """Latents, error and, where it differs, offset of a site with an SAE."""
+    """Latents, error and, where it differs, offset of a site with an SAE.
+
+    errors: without, there are error nodes at the first position only, where everything is error.
+    """
     parts = [sae.decompose(x) for x in (clean, corrupted)]
     first = first.to(clean.device)
     # At position 0 everything is error.
     latents = latent_block(sae, parts[0], parts[1], first.clamp(min=1))
     pair, position = _places(first, clean.shape[1])
-    index = torch.full_like(pair, -1)
-    errors = [p.error[pair, position] for p in parts]
     begins = position == 0
+    left = [p.error[pair, position] for p in parts]
     if begins.any():  # not an SAE's business
-        errors = [
+        left = [
             torch.where(begins[:, None], x[pair, position], e)
-            for x, e in zip((clean, corrupted), errors, strict=True)
+            for x, e in zip((clean, corrupted), left, strict=True)
         ]
-    norms = [e.norm(dim=-1) for e in errors]
-    blocks: list[Block] = [
-        latents,
-        VectorBlock("error", pair, position, index, norms[0], norms[1], errors[0] - errors[1]),
-    ]
+    there = torch.ones_like(begins) if errors else begins
+    blocks: list[Block] = [latents]
+    if there.any():
+        blocks.append(_vectors("error", pair, position, left, there))
     offsets = [p.offset[pair, position] for p in parts]
     moved = (offsets[0] != offsets[1]).any(-1) & ~begins
     if moved.any():
-        pair, position, index = pair[moved], position[moved], index[moved]
-        offsets = [o[moved] for o in offsets]
-        norms = [o.norm(dim=-1) for o in offsets]
-        blocks.append(
-            VectorBlock(
-                "offset", pair, position, index, norms[0], norms[1], offsets[0] - offsets[1]
-            )
-        )
+        blocks.append(_vectors("offset", pair, position, offsets, moved))
     return blocks
+
+
+def _vectors(
+    role: Role, pair: Tensor, position: Tensor, writes: Sequence[Tensor], where: Tensor
+) -> VectorBlock:
+    """Nodes that write whole vectors, at some of the places. writes: clean and corrupted."""
+    clean, corrupted = (x[where] for x in writes)
+    pair, position = pair[where], position[where]
+    norms = [x.norm(dim=-1) for x in (clean, corrupted)]
+    index = torch.full_like(pair, -1)
+    return VectorBlock(role, pair, position, index, norms[0], norms[1], clean - corrupted)
 
 
 def latent_block(

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,14 +40,16 @@ from circuits.models.hooked import HookedModel
 from circuits.patch.ability import assess, baselines, in_halves
 from circuits.patch.draw import draw
 from circuits.prompts import PairGroup, PromptPairs
-from circuits.runs import SIGN_CONVENTION, versions
+from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.saes import SaeSet, contrast_kept
+from circuits.saes.quality import reconstruct
 from circuits.sites import Site, SiteKind
 from circuits.task import InputsTask, Task
 
 Method = Literal["atp", "ig", "exact"]
 STEPS = 5  # of the Gauss-Legendre rule
 _PAIRS_AT_ONCE = 8
+_PAIRS_AT_ONCE_EXACT = 2  # each of them takes long
 _COMPONENTS: tuple[SiteKind, ...] = ("z", "attn_out", "mlp_out")
 
 
@@ -73,6 +77,7 @@ def attribute(
     *,
     saes: SaeSet | None = None,
     sites: Sequence[Site] | None = None,
+    errors: str = "kept",
     pairs: PromptPairs | None = None,
     method: str = "atp",
     steps: int = STEPS,
@@ -88,6 +93,7 @@ def attribute(
     batch_size: int | None = None,
     force: bool = False,
     progress: bool = True,
+    keep_parts: Path | None = None,
 ) -> Attribution:
     """The effect of every node, for every pair, site and position.
 
@@ -95,17 +101,23 @@ def attribute(
     saes: their latents, errors and offsets are the nodes, at their sites. Without them `sites` are
         attributed to as wholes (heads at `z`); by default heads, attention and MLP outputs of all
         layers.
+    errors: "kept", or "removed" for the model in which the SAEs' reconstructions stand in place of
+        the activations, all at once: the same effects without an error term, so that what the
+        errors carry can be seen. Effects are then those on that model's metric, and shares are of
+        the plain model's gap all the same.
     method: "atp", "ig" with `steps` points of a Gauss-Legendre rule, or "exact".
     audit_pairs, audit_nodes: the strongest nodes, and as many random others, are checked on so many
         pairs against exact interventions; 0 pairs for no audit.
     batch_size: most patched runs at once; by default what fits into memory.
+    keep_parts: a folder in which finished pairs are kept while it runs, so that the same call goes
+        on after an interruption; not for a metric of one's own. They go when the result is saved.
 
     Raises before any pass: `AttributionError`, `SiteError`, `MetricError`, `PromptError`; and
     `CannotDo` when the model does not separate the prompts (unless `force`).
     """
     started = time.perf_counter()
     plan = _check(method, steps, direction, metric, batch_size, audit_pairs, audit_nodes)
-    sources = _sources(model, saes, sites)
+    sources = _sources(model, saes, sites, errors)
     given = draw(
         model,
         prompts,
@@ -121,32 +133,10 @@ def attribute(
         raise AttributionError(
             f"{given.name} makes its own embeddings, which attribution does not use."
         )
-    same = [
-        i
-        for i, (a, b) in enumerate(
-            zip(given.pairs.clean_tokens, given.pairs.corrupted_tokens, strict=True)
-        )
-        if a == b
-    ]
-    if same:
-        raise AttributionError(f"pairs {same[:5]} are the same prompt twice: nothing differs.")
     base = baselines(model, given.pairs, plan.metric)
     ability = assess(base.clean_ld, base.corrupted_ld)
     if not force:
         given.require_ability(model, ability, "Attributing it")
-    groups = list(given.pairs.groups(_PAIRS_AT_ONCE))
-    tables = []
-    bar = tqdm(
-        total=len(given.pairs),
-        desc=f"attribution ({plan.method})",
-        unit="pair",
-        disable=not progress,
-    )
-    with bar:
-        for group in groups:
-            tables += in_halves(group, lambda part: scores_of(model, sources, part, plan))
-            bar.update(len(group.indices))
-    scores = pd.concat(tables, ignore_index=True)
     record: dict[str, Any] = {
         "method": "attribute",
         "attribution": plan.method,
@@ -159,6 +149,7 @@ def attribute(
         "device": str(model.device),
         "sites": [str(site) for site in sources.sites],
         "saes": None if saes is None else [saes.describe(site) for site in saes],
+        "errors": errors if saes is not None else None,
         "saes_keep": None if saes is None else contrast_kept(model, saes, given.pairs),
         "direction": plan.direction,
         "metric": plan.metric_name,
@@ -173,11 +164,68 @@ def attribute(
         "logit_difference_corrupted": base.corrupted_ld.tolist(),
         "versions": versions(),
     }
-    found = Attribution(scores, given.pairs, record)
-    if plan.audit_pairs:
-        record["audit"] = audit(model, sources, plan, found, progress=progress)
+    with _model_of(model, sources):
+        parts = None
+        if keep_parts is not None and not callable(metric):
+            parts = Parts(keep_parts, _identity(model, sources, plan, given.pairs))
+        scores = _scores(model, sources, plan, given.pairs, parts, progress)
+        found = Attribution(scores, given.pairs, record, parts)
+        if plan.audit_pairs:
+            record["audit"] = audit(model, sources, plan, found, progress=progress)
     record["seconds"] = time.perf_counter() - started
     return found
+
+
+def _model_of(model: HookedModel, sources: Sources) -> AbstractContextManager[None]:
+    """The model that effects are of: itself, or with reconstructions in place of activations."""
+    if sources.errors or sources.saes is None:
+        return nullcontext()
+    return model.edited({site: reconstruct(sources.saes, site) for site in sources.sites})
+
+
+def _identity(
+    model: HookedModel, sources: Sources, plan: Plan, pairs: PromptPairs
+) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    saes = sources.saes
+    return {
+        "method": [plan.method, plan.steps, plan.direction, plan.metric_name],
+        "model": [model.name, model.sha256, str(model.dtype), str(model.device)],
+        "sites": [str(site) for site in sources.sites],
+        "saes": None if saes is None else [saes.describe(site) for site in sources.sites],
+        "errors": sources.errors,
+        "clean_tokens": pairs.clean_tokens,
+        "corrupted_tokens": pairs.corrupted_tokens,
+        "answer_tokens": pairs.answer_tokens,
+        "foil_tokens": pairs.foil_tokens,
+        "versions": versions(),
+    }
+
+
+def _scores(
+    model: HookedModel,
+    sources: Sources,
+    plan: Plan,
+    pairs: PromptPairs,
+    parts: Parts | None,
+    progress: bool,
+) -> pd.DataFrame:
+    tables = []
+    name = f"attribution ({plan.method})"
+    at_once = _PAIRS_AT_ONCE_EXACT if plan.method == "exact" else _PAIRS_AT_ONCE
+    bar = tqdm(total=len(pairs), desc=name, unit="pair", disable=not progress)
+    with bar:
+        for number, group in enumerate(pairs.groups(at_once)):
+            table: Any = parts.get(number) if parts else None
+            if table is None:
+                halves = in_halves(group, lambda part: scores_of(model, sources, part, plan))
+                table = pd.concat(halves, ignore_index=True)
+                if parts:
+                    parts.put(number, table)
+            tables.append(table)
+            bar.update(len(group.indices))
+    # One order, however many pairs were done at once.
+    return pd.concat(tables).sort_values("pair", kind="stable", ignore_index=True)
 
 
 def _check(
@@ -213,16 +261,23 @@ def _check(
     )
 
 
-def _sources(model: HookedModel, saes: SaeSet | None, sites: Sequence[Site] | None) -> Sources:
+def _sources(
+    model: HookedModel, saes: SaeSet | None, sites: Sequence[Site] | None, errors: str
+) -> Sources:
+    if errors not in ("kept", "removed"):
+        raise AttributionError(f"unknown errors {errors!r}: expected kept or removed.")
+    if errors == "removed" and saes is None:
+        raise AttributionError("errors are those of SAEs: without any, there are none to remove.")
+    kept = errors == "kept"
     if saes is not None and sites is not None:
         missing = [str(site) for site in sites if site not in saes.sources]
         if missing:
             raise AttributionError(f"there are no SAEs at {', '.join(missing)}.")
-        return Sources(tuple(sites), saes)
+        return Sources(tuple(sites), saes, kept)
     if saes is not None:
         if not len(saes):
             raise AttributionError("there are no SAEs: without any, leave them out.")
-        return Sources(tuple(saes), saes)
+        return Sources(tuple(saes), saes, kept)
     chosen = sites or [Site(layer, kind) for layer in range(model.n_layers) for kind in _COMPONENTS]
     for site in chosen:
         model.require(site.kind)
@@ -246,7 +301,9 @@ def scores_of(model: HookedModel, sources: Sources, group: PairGroup, plan: Plan
             else:
                 effect = exact_effects(batch, site, block, None, plan.batch_size)
             tables.append(_table(site, block, effect, group))
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    method = np.zeros(len(found), dtype=np.int8)
+    return found.assign(method=pd.Categorical.from_codes(method, [plan.method]))
 
 
 def exact_effects(

@@ -14,11 +14,18 @@ from typing import Annotated
 import typer
 
 from circuits.cli.attribute import attribute_command
+from circuits.cli.direct import direct_command
 from circuits.cli.features import features_command
 from circuits.cli.patch import patch_command
 from circuits.cli.running import run_app
 from circuits.cli.saes import saes_command
-from circuits.cli.show import print_attribution, print_bank, print_fidelity, print_patch
+from circuits.cli.show import (
+    print_attribution,
+    print_bank,
+    print_direct,
+    print_fidelity,
+    print_patch,
+)
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -31,6 +38,7 @@ app = typer.Typer(
 )
 app.command("patch")(patch_command)
 app.command("attribute")(attribute_command)
+app.command("direct")(direct_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
@@ -52,6 +60,7 @@ def show_command(
 ) -> None:
     """Print a finished run."""
     from circuits.attribute import Attribution
+    from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
     from circuits.runs import RunError, read_record
@@ -64,6 +73,8 @@ def show_command(
         print_fidelity(Fidelity.load(folder))
     elif method == "attribute":
         print_attribution(Attribution.load(folder))
+    elif method == "direct":
+        print_direct(DirectEffects.load(folder))
     elif method == "features":
         print_bank(FeatureBank.load(folder))
     else:

@@ -11,30 +11,27 @@ from circuits.cli import options
 from circuits.cli.options import parse_layers
 from circuits.cli.running import interruptible
 from circuits.cli.show import console, print_attribution
+from circuits.cli.start import load_set, start
 from circuits.errors import CircuitsError
 
 
 def attribute_command(
     ctx: typer.Context,
     task: options.TaskOption = "error_type",
-    saes: Annotated[
-        str | None,
-        typer.Option(
-            "--saes",
-            help="embedded, a SAELens release, or a local folder [none: heads, attention, MLPs].",
-        ),
-    ] = None,
+    saes: options.OptionalSaesOption = None,
     method: Annotated[
         str,
         typer.Option("--method", help="atp (first order), ig (integrated gradients) or exact."),
     ] = "atp",
     steps: Annotated[int, typer.Option("--steps", help="Points of the path for ig.")] = 5,
-    direction: Annotated[
+    direction: options.DirectionOption = "denoising",
+    errors: Annotated[
         str,
         typer.Option(
-            "--direction", help="denoising: clean put into corrupted. noising: the reverse."
+            "--errors",
+            help="kept, or removed: effects in the model without the SAEs' errors.",
         ),
-    ] = "denoising",
+    ] = "kept",
     metric: Annotated[
         str, typer.Option("--metric", help="logit_difference, kl or probability.")
     ] = "logit_difference",
@@ -45,6 +42,7 @@ def attribute_command(
     width: options.WidthOption = None,
     sae_memory: options.SaeMemoryOption = None,
     n_pairs: options.PairsOption = None,
+    pairs_file: options.PairsFileOption = None,
     split: options.SplitOption = None,
     seed: options.SeedOption = None,
     prepend_bos: options.BosOption = None,
@@ -58,9 +56,7 @@ def attribute_command(
         Path | None,
         typer.Option("--bank", help="A feature bank, for descriptions [of the embedded SAEs]."),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Most patched runs at once [by memory].")
-    ] = None,
+    batch_size: options.BatchOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
     out: options.OutOption = None,
@@ -72,53 +68,54 @@ def attribute_command(
     from circuits.attribute import attribute
     from circuits.features import FeatureBank
     from circuits.metrics import find_metric
-    from circuits.runs import check_new, default_folder
-    from circuits.saes import load_saes
     from circuits.sites import Site
-    from circuits.task import PairsTask, check_contrast, load_task, require
 
-    chosen = require(load_task(task), PairsTask, "circuits attribute")
-    check_contrast(chosen, contrast)
+    begun = start(
+        "attribute",
+        task=task,
+        pairs_file=pairs_file,
+        contrast=contrast,
+        n_pairs=n_pairs,
+        split=split,
+        seed=seed,
+        out=out,
+    )
     find_metric(metric)
-    folder = out or default_folder(chosen.name, "attribute")
-    check_new(folder)
     if bank and not saes:
         raise CircuitsError("--bank describes latents: give --saes too.")
-    words = None
-    if bank or saes == "embedded":
-        words = FeatureBank.load(bank or "embedded")
+    words = FeatureBank.load(bank or "embedded") if bank or saes == "embedded" else None
     numbers = parse_layers(layers) if layers else None
-    loaded = chosen.load(model, device=device, dtype=dtype)
+    loaded = begun.task.load(model, device=device, dtype=dtype)
     found: Any = None
     sites = None
     if saes:
-        memory = None if sae_memory is None else int(sae_memory * 2**30)
-        found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+        found = load_set(saes, loaded, layers, l0, width, sae_memory)
     elif numbers is not None:
         sites = [Site(i, kind) for i in numbers for kind in ("z", "attn_out", "mlp_out")]
     bos = found.prepend_bos if found is not None and prepend_bos is None else prepend_bos
     with interruptible():
         result = attribute(
             loaded,
-            chosen,
+            begun.prompts(loaded, bos),
             saes=found,
             sites=sites,
+            errors=errors,
             method=method,
             steps=steps,
             direction=direction,
             metric=metric,
-            contrast=contrast,
-            n_pairs=n_pairs or 12,
-            split=split or "explored",
-            seed=seed or 0,
+            **begun.drawing,
             prepend_bos=bos,
             audit_pairs=audit,
             audit_nodes=audit_nodes,
             batch_size=batch_size,
             force=force,
+            keep_parts=begun.folder.parent,
         )
-    result.record["command"] = ctx.obj
+    begun.note(result.record, ctx.obj)
     describe = words.describe if words else None
-    result.save(folder, describe)
+    result.save(begun.folder, describe)
     print_attribution(result, describe)
-    console.print(f"Saved {folder}", highlight=False, markup=False)
+    console.print(
+        f"Saved {begun.folder}; open {begun.folder}/attribution.html", highlight=False, markup=False
+    )

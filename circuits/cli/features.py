@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from circuits.cli import options
-from circuits.cli.options import parse_layers
 from circuits.cli.show import console, print_bank
+from circuits.cli.start import load_set
 from circuits.errors import CircuitsError
 
 
@@ -52,7 +52,6 @@ def features_command(
     from circuits.features.original import write_interpretations
     from circuits.models.load import load_model
     from circuits.runs import check_new, default_folder
-    from circuits.saes import load_saes
     from circuits.train.store import Store
 
     if activations:
@@ -60,11 +59,9 @@ def features_command(
         options.refuse(ctx, "--activations", names, "the stored activations decide that")
     folder = out or default_folder("features", "features")
     check_new(folder)
-    numbers = parse_layers(layers) if layers else None
     store = Store.open(activations) if activations else None
     loaded = load_model(model, device=device, dtype=dtype)
-    memory = None if sae_memory is None else int(sae_memory * 2**30)
-    found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+    found = load_set(saes, loaded, layers, l0, width, sae_memory)
     if file_format == "original" and len({s.layer for s in found}) < len(found):
         raise CircuitsError("--format original names files by layer: give one site a layer.")
     text = store or parse_corpus(

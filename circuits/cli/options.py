@@ -25,6 +25,10 @@ ModelOption = Annotated[
 PairsOption = Annotated[
     int | None, typer.Option("--n-pairs", min=1, help="How many prompt pairs [12].")
 ]
+PairsFileOption = Annotated[
+    Path | None,
+    typer.Option("--pairs-file", help="Your own pairs: JSONL with clean, corrupted, answer, foil."),
+]
 SplitOption = Annotated[
     Literal["explored", "held_out"] | None,
     typer.Option("--split", help="Which templates of the task [explored]."),
@@ -50,6 +54,20 @@ LayersOption = Annotated[
 ]
 SaesOption = Annotated[
     str, typer.Option("--saes", help="embedded, a SAELens release, or a local folder of SAEs.")
+]
+OptionalSaesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--saes",
+        help="embedded, a SAELens release, or a local folder [none: heads, attention, MLPs].",
+    ),
+]
+DirectionOption = Annotated[
+    str,
+    typer.Option("--direction", help="denoising: clean put into corrupted. noising: the reverse."),
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Most patched runs at once [by memory].")
 ]
 L0Option = Annotated[
     float | None,

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from circuits.cli import options
-from circuits.cli.options import parse_layers
 from circuits.cli.running import interruptible
 from circuits.cli.show import console, print_fidelity
+from circuits.cli.start import load_set
 from circuits.errors import CircuitsError
 
 
@@ -36,7 +36,7 @@ def saes_command(
 ) -> None:
     """What SAEs keep of a task's contrast: each alone, all of them, with and without errors."""
     from circuits.runs import check_new, default_folder
-    from circuits.saes import load_saes, measure_fidelity
+    from circuits.saes import measure_fidelity
     from circuits.task import InputsTask, PairsTask, check_contrast, load_task, require
 
     chosen = require(load_task(task), PairsTask, "circuits saes")
@@ -45,10 +45,8 @@ def saes_command(
     name = check_contrast(chosen, contrast)
     folder = out or default_folder(chosen.name, "saes")
     check_new(folder)
-    numbers = parse_layers(layers) if layers else None
     loaded = chosen.load(model, device=device, dtype=dtype)
-    memory = None if sae_memory is None else int(sae_memory * 2**30)
-    found = load_saes(saes, loaded, layers=numbers, l0=l0, width=width, memory=memory)
+    found = load_set(saes, loaded, layers, l0, width, sae_memory)
     pairs = chosen.pairs(
         loaded,
         contrast=name,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from circuits.attribute import Attribution
+    from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
     from circuits.saes import Fidelity
@@ -120,7 +121,8 @@ def print_attribution(
     record = result.record
     console.print(
         f"{record['task']}{in_brackets(record['contrast'])} on {record['model']}: "
-        f"{record['attribution']}, {record['direction']}, {record['metric']}; "
+        f"{record['attribution']}, {record['direction']}, {record['metric']}"
+        f"{', SAE errors removed' if record['errors'] == 'removed' else ''}; "
         "positive is toward clean",
         style="bold",
         highlight=False,
@@ -151,15 +153,13 @@ def print_attribution(
             escaped(about),
         )
     console.print(table)
-    if record["saes"]:
+    if record["errors"] == "kept":
         _print_errors(result)
+    elif record["errors"] == "removed":
+        _print_sites(result)
     if record.get("audit"):
         _print_audit(record["audit"], record["attribution"])
-    kept = record.get("saes_keep")
-    if kept:
-        console.print(f"Without their errors, stacked, these SAEs keep {kept['kept']:.0%}.")
-    if kept and kept["gate"]:
-        console.print(kept["gate"], style="bold red", highlight=False, markup=False)
+    _print_kept(record)
 
 
 def _visible(token: str) -> str:
@@ -185,6 +185,16 @@ def _print_errors(result: Attribution) -> None:
     console.print(table)
 
 
+def _print_sites(result: Attribution) -> None:
+    totals: Any = result.totals("site")
+    table = Table(title="Latents alone, without the SAEs' errors", box=box.SIMPLE_HEAD)
+    for column in ("site", "sum of effects", "share of the plain model's gap"):
+        table.add_column(column)
+    for site, effect in zip(totals["site"], totals["effect"], strict=True):
+        table.add_row(str(site), f"{effect:+.3f}", f"{effect / result.gap.mean():.0%}")
+    console.print(table)
+
+
 def _print_audit(audit: dict[str, Any], method: str) -> None:
     nodes = len(audit["nodes"])
     own = "its share of the joint change" if method == "ig" else "the node patched by itself"
@@ -198,6 +208,66 @@ def _print_audit(audit: dict[str, Any], method: str) -> None:
         highlight=False,
         markup=False,
     )
+
+
+def print_direct(result: DirectEffects, top: int = 10) -> None:
+    """Components and, with SAEs, their nodes: contributions, direct, total and mediated effect."""
+    from circuits.patch.result import in_brackets
+
+    record = result.record
+    console.print(
+        f"{record['task']}{in_brackets(record['contrast'])} on {record['model']}: direct effects "
+        f"at the last token, {record['direction']}, {len(result.prompts)} pairs; positive is "
+        "toward clean",
+        style="bold",
+        highlight=False,
+        markup=False,
+    )
+    if record["saes"]:
+        _print_training(record["saes"], record["model"], result.prompts.prepend_bos)
+    _print_effects(result, "Components", ("embedding", "head", "component"), top)
+    if record["saes"]:
+        _print_effects(result, "SAE nodes", ("latent", "error", "offset"), top)
+    capped = ", of logits before the soft cap" if record["soft_cap"] else ""
+    console.print(
+        f"Contributions add up to the logit difference{capped} (checked: off by at most "
+        f"{record['sum_error']:.0e} of its scale). At other tokens every direct effect is 0.",
+        highlight=False,
+        markup=False,
+    )
+    _print_kept(record)
+
+
+def _print_effects(result: DirectEffects, title: str, roles: tuple[str, ...], top: int) -> None:
+    from circuits.direct.result import label
+
+    by = "total" if result.has_totals else "exact"
+    table = Table(title=f"{title}, the largest by {by} effect, logits", box=box.SIMPLE_HEAD)
+    names = ("part", "clean", "corrupted", "direct", "total", "mediated")
+    for column in names:
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for row in result.ranking(top, by=by, roles=roles).to_dict("records"):
+        cells = [f"{row[c]:+.3f}" for c in ("clean", "corrupted", "exact", "total", "mediated")]
+        where = 3 if by == "total" else 2
+        cells[where] = escaped(_interval(row[by], row[f"{by}_low"], row[f"{by}_high"], "+.3f"))
+        table.add_row(label(row), *cells)
+    console.print(table)
+
+
+def _print_kept(record: dict[str, Any]) -> None:
+    kept = record.get("saes_keep")
+    if kept:
+        plain = [np.mean(record[f"logit_difference_{run}"]) for run in ("clean", "corrupted")]
+        console.print(
+            f"Logit difference clean / corrupted: plain model, or SAEs with their errors, "
+            f"{plain[0]:+.3f} / {plain[1]:+.3f}; all SAEs without their errors "
+            f"{kept['clean']:+.3f} / {kept['corrupted']:+.3f}, which keeps {kept['kept']:.0%} of "
+            "the contrast.",
+            highlight=False,
+            markup=False,
+        )
+    if kept and kept["gate"]:
+        console.print(kept["gate"], style="bold red", highlight=False, markup=False)
 
 
 def print_bank(bank: FeatureBank) -> None:

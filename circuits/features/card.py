@@ -80,12 +80,9 @@ class Card:
 
     def html(self) -> str:
         """A page that opens without a network."""
-        figure = self.figure().to_html(include_plotlyjs=True, full_html=False)
-        return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>'
-            f"{html.escape(self.title)}</title></head><body>{self.contexts_html()}{figure}"
-            "</body></html>"
-        )
+        from circuits.report import page
+
+        return page(self.title, [("", self.contexts_html()), ("", self.figure())])
 
     def save(self, path: str | Path) -> Path:
         """Write the page."""

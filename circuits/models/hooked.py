@@ -59,6 +59,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.check: Any = None
         self.can_resume = False
+        self._edits: Mapping[Site, Edit] = {}
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)  # halves the cost of a backward pass
         self.module.eval()
@@ -120,6 +121,32 @@ class HookedModel:
         embeddings = None if given.embeddings is None else given.embeddings.to(self.device)
         return Inputs(given.tokens.to(self.device), given.slots, embeddings, given.recurrence)
 
+    @contextlib.contextmanager
+    def edited(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
+        """Change the model itself for the time of a block: in every pass the activations at sites
+        are put through `edits` first; what is read, patched and differentiated is what they give.
+
+        edits: as in `run_all_positions`; differentiable where gradients are asked for. Patches are
+            then computed by full forwards.
+        """
+        before = self._edits, self.can_resume
+        self._edits, self.can_resume = dict(edits), False
+        try:
+            yield
+        finally:
+            self._edits, self.can_resume = before
+
+    def _hook_edits(self, hooks: HookSet, edits: Mapping[Site, Edit]) -> None:
+        for site, edit in edits.items():
+            if site.kind == "resid_mid":
+                self.require(site.kind)
+            hook_edit(hooks, self.adapter, site, edit)
+
+    def _hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
+        """What every pass begins with: embeddings overwritten, and the model's edits."""
+        self._hook_embeddings(hooks, inputs)
+        self._hook_edits(hooks, self._edits)
+
     def _hook_embeddings(self, hooks: HookSet, inputs: Inputs) -> None:
         embeddings = inputs.embeddings
         if embeddings is None:
@@ -140,11 +167,17 @@ class HookedModel:
 
         Raises `SiteError` for sites the model lacks and `PatchError` for patches that do not fit.
         """
+        return self.forward(inputs, patches)
+
+    def forward(
+        self, inputs: Inputs | Tensor, patches: Sequence[Patches] = ()
+    ) -> Float[Tensor, "row vocab"]:
+        """`run` without switching gradients off, for patches that are differentiated."""
         given = self._inputs(inputs)
         n_rows, length = given.tokens.shape
         check_patches(self.adapter, patches, n_rows, length)
         with HookSet() as hooks:
-            self._hook_embeddings(hooks, given)
+            self._hook_inputs(hooks, given)
             hook_patches(hooks, self.adapter, patches)
             return self.adapter.forward(given.tokens)
 
@@ -159,27 +192,33 @@ class HookedModel:
         """
         given = self._inputs(inputs)
         with HookSet() as hooks:
-            self._hook_embeddings(hooks, given)
-            for site, edit in (edits or {}).items():
-                if site.kind == "resid_mid":
-                    self.require(site.kind)
-                hook_edit(hooks, self.adapter, site, edit)
+            self._hook_inputs(hooks, given)
+            self._hook_edits(hooks, edits or {})
             return self.adapter.forward_all(given.tokens)
 
     @torch.no_grad()
     def cache(
-        self, inputs: Inputs | Tensor, sites: Sequence[Site], first: int = 0
+        self,
+        inputs: Inputs | Tensor,
+        sites: Sequence[Site],
+        first: int = 0,
+        *,
+        unedited: bool = False,
     ) -> tuple[Float[Tensor, "row vocab"], dict[Site, Float[Tensor, "row position width"]]]:
         """Logits at the last position, and the activations at `sites` from position `first` on.
 
         `z` is flattened over heads: width n_heads x d_head. Only what is asked for is kept.
+        unedited: what arrives at a site, before the model's own edit of it (`edited`).
         """
         given = self._inputs(inputs)
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
-            self._hook_embeddings(hooks, given)
+            if not unedited:
+                self._hook_inputs(hooks, given)
             for site in dict.fromkeys(sites):
                 self._hook_store(hooks, site, values, first)
+            if unedited:  # hooks fire in the order in which they were put there
+                self._hook_inputs(hooks, given)
             logits = self.adapter.forward(given.tokens)
         return logits, values
 
@@ -200,7 +239,7 @@ class HookedModel:
                 raise _Enough
 
         with HookSet() as hooks:
-            self._hook_embeddings(hooks, given)
+            self._hook_inputs(hooks, given)
             for site in wanted:
                 self._hook_store(hooks, site, values, 0, stop)
             with contextlib.suppress(_Enough):
@@ -232,8 +271,9 @@ class HookedModel:
         """Values at `sites` and the gradient of `metric` there, in one forward and one backward.
 
         metric: from logits at the last position [row, vocab] to one value a row.
-        The gradient is that of the unchanged model. At resid_mid it is the gradient at attn_out:
-        on a Bridge the tensor at hook_resid_mid leads only into the MLP and not along the stream.
+        The gradient is that of the model as it is (`edited` changes it). At resid_mid it is the one
+        at attn_out: on a Bridge the tensor at hook_resid_mid leads only into the MLP and not along
+        the stream.
         """
         given = self._inputs(inputs)
         leaves: dict[Site, Tensor] = {}
@@ -248,6 +288,7 @@ class HookedModel:
                 return embedded.detach().requires_grad_()
 
             hooks.on_output(self.adapter.embedding(), "embedding", start)
+            self._hook_edits(hooks, self._edits)
             for site in dict.fromkeys(sites):
                 self._hook_leaf(hooks, site, leaves, shown)
             logits = self.adapter.forward(given.tokens)
@@ -287,7 +328,7 @@ class HookedModel:
         sites = [Site(layer, "resid_pre") for layer in range(self.n_layers)]
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
-            self._hook_embeddings(hooks, given)
+            self._hook_inputs(hooks, given)
             for site in sites:
                 self._hook_store(hooks, site, values, first)
             logits, keys_values = self.adapter.forward_keeping(given.tokens)

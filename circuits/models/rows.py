@@ -130,7 +130,7 @@ def _run_part(
     given = baseline.inputs
     embeddings = None if given.embeddings is None else given.embeddings[mine]
     local = [p for q in patches if (p := q.of_rows(place, 0)) is not None]
-    return model.run(Inputs(given.tokens[mine], given.slots, embeddings), local)
+    return model.forward(Inputs(given.tokens[mine], given.slots, embeddings), local)
 
 
 def _rows_that_fit(model: HookedModel, one: Pass, baseline: Baseline) -> int:

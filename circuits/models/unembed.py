@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.models.adapters import ModelError
 from circuits.models.hooked import HookedModel
+from circuits.models.norms import read_norm
 from circuits.sites import Site
 
 
@@ -28,7 +28,7 @@ def direct_logits(
     if site.kind == "z":
         rows = rows @ output_projection(model, site.layer).to(rows)
         rows = _through(norm_after_attention(model, site.layer), model, rows)
-    rows = _through(getattr(model.module, "ln_final", None), model, rows)
+    rows = _through(final_norm(model), model, rows)
     return rows @ unembedding(model).to(rows)
 
 
@@ -36,6 +36,11 @@ def unembedding(model: HookedModel) -> Float[Tensor, "d_model vocab"]:
     """From the final norm's output to logits."""
     module: Any = model.module
     return module.W_U
+
+
+def final_norm(model: HookedModel) -> Any:
+    """The norm before the unembedding, None without."""
+    return getattr(model.module, "ln_final", None)
 
 
 def output_projection(model: HookedModel, layer: int) -> Float[Tensor, "width d_model"]:
@@ -55,27 +60,17 @@ def norm_after_attention(model: HookedModel, layer: int) -> Any:
 
 
 def _through(norm: Any, model: HookedModel, rows: Tensor) -> Tensor:
-    if norm is None:
-        return rows
-    gain, centred = linear_part(norm, model)
-    if centred:
-        rows = rows - rows.mean(dim=-1, keepdim=True)
-    return rows * gain.to(rows)
+    return rows if norm is None else read_norm(norm, model).linear(rows)
 
 
-@torch.no_grad()
-def linear_part(norm: Any, model: HookedModel) -> tuple[Float[Tensor, " d_model"], bool]:
-    """The gain of a norm, and whether it subtracts the mean.
+def soft_cap(model: HookedModel) -> float | None:
+    """What caps the logits, cap * tanh(logit / cap) (Gemma-2); None where nothing does."""
+    module: Any = model.module
+    cap = float(getattr(module.cfg, "output_logits_soft_cap", None) or 0)
+    return cap if cap > 0 else None
 
-    Found by probing: on a vector of ones and minus ones with mean 0, whose scale is 1, a norm gives
-    gain and bias alone; which of the norms it is does not matter.
-    """
-    if model.d_model % 2:
-        raise ModelError("the norm of a stream of odd width cannot be probed.")
-    signs = torch.ones(model.d_model, device=model.device, dtype=model.dtype)
-    signs[1::2] = -1
-    there, back = (norm(x[None, None])[0, 0] for x in (signs, -signs))
-    gain, bias = (there - back) / 2 * signs, (there + back) / 2
-    shifted = norm((signs + 1)[None, None])[0, 0] - bias
-    centred = bool(torch.allclose(shifted, gain * signs, atol=1e-2))
-    return gain.float(), centred
+
+def before_cap(logits: Float[Tensor, "*some"], cap: float | None) -> Float[Tensor, "*some"]:
+    """Logits as they were before the soft cap, in float64."""
+    wide = logits.double()
+    return wide if cap is None else cap * torch.atanh(wide / cap)

@@ -117,25 +117,13 @@ class PatchResult:
 
     def named_positions(self, alignment: Alignment | None = None) -> dict[int, str]:
         """Names of positions that are the same in all pairs of the group, e.g. {19: "END"}."""
-        chosen = self._chosen(alignment).pairs
-        names: dict[int, list[str]] = {}
-        for name, position in self.prompts.positions[chosen[0]].items():
-            if all(self.prompts.positions[i].get(name) == position for i in chosen):
-                names.setdefault(position, []).append(name)
-        return {position: "/".join(found) for position, found in names.items()}
+        return self.prompts.names_at(self._chosen(alignment))
 
     def tokens(
         self, alignment: Alignment | None = None
     ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """For each position the different clean and corrupted tokens that stand there."""
-        chosen = self._chosen(alignment).pairs
-
-        def at(strings: Sequence[Sequence[str]], position: int) -> tuple[str, ...]:
-            return tuple(dict.fromkeys(strings[i][position] for i in chosen))
-
-        length = len(self.prompts.clean_tokens[chosen[0]])
-        clean, corrupted = self.prompts.clean_strings, self.prompts.corrupted_strings
-        return [(at(clean, p), at(corrupted, p)) for p in range(length)]
+        return self.prompts.tokens_at(self._chosen(alignment))
 
     @property
     def value(self) -> str:

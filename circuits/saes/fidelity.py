@@ -134,17 +134,18 @@ def gate_line(kept: float) -> str | None:
 
 def contrast_kept(model: HookedModel, saes: SaeSet, pairs: PromptPairs) -> dict[str, Any]:
     """What every other result made with SAEs says of them: `kept`, the share of the contrast that
-    all of them stacked keep without their errors, with its interval, and `gate`, the loud line."""
+    all of them stacked keep without their errors, with its interval; `clean, corrupted`, the mean
+    logit differences then; and `gate`, the loud line."""
     clean, corrupted = logit_differences(model, pairs)
-    stacked = np.zeros(len(pairs))
+    stacked = np.zeros((2, len(pairs)))
     edits = {site: reconstruct(saes, site) for site in saes}
     for group in pairs.groups(_PAIRS_AT_ONCE):
-        there, here = _last_differences(model, group, edits)
-        stacked[list(group.indices)] = there - here
-    found = summarise_ratio(stacked, clean - corrupted)
+        stacked[:, list(group.indices)] = _last_differences(model, group, edits)
+    found = summarise_ratio(stacked[0] - stacked[1], clean - corrupted)
     kept = float(found.value)
+    means = {"clean": float(stacked[0].mean()), "corrupted": float(stacked[1].mean())}
     interval = {"kept_low": float(found.low), "kept_high": float(found.high)}
-    return {"kept": kept, **interval, "gate": gate_line(kept)}
+    return {"kept": kept, **interval, **means, "gate": gate_line(kept)}
 
 
 def measure_fidelity(
@@ -221,7 +222,7 @@ def _require_exact(scores: Any) -> None:
 
 def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
     def edit(x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(saes[site].dtype)
         changed = saes[site].compose(saes[site].decompose(wide))
         changed[:, 0] = wide[:, 0]
         return changed

@@ -84,10 +84,12 @@ class Moments:
 
 def reconstruct(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
     """An edit that puts the reconstruction in place of the activation, except at the first
-    position."""
+    position. Sparse; dense where it is differentiated."""
 
     def edit(x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(saes[site].dtype)
+        if torch.is_grad_enabled():
+            return torch.cat([wide[:, :1], saes[site].reconstruct(wide[:, 1:])], dim=1)
         changed = wide - saes[site].decompose(wide).error
         changed[:, 0] = wide[:, 0]
         return changed

@@ -103,6 +103,11 @@ class Sae:
         return rows
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; activations of another type are converted."""
+        return self._sae.W_dec.dtype
+
+    @property
     def nbytes(self) -> int:
         """What the weights take on their device."""
         return sum(p.numel() * p.element_size() for p in self._sae.parameters())
@@ -155,6 +160,13 @@ class Sae:
         row = token.div(positions, rounding_mode="floor")
         shape = (rows, positions, self.d_sae)
         return Latents(row, token - row * positions, torch.cat(latents), torch.cat(values), shape)
+
+    def reconstruct(
+        self, x: Float[Tensor, "row position width"]
+    ) -> Float[Tensor, "row position width"]:
+        """offset + scale * latents' rows, dense and differentiable: x less the error."""
+        mean = self._mean(x)
+        return self._sae.decode(self._sae.encode(x - mean)) + mean
 
     @torch.no_grad()
     def write(self, latents: Latents) -> Float[Tensor, "row position width"]:

@@ -35,7 +35,9 @@ def sae_set(
     def source(number: int, hook: str) -> SaeSource:
         def load(device: torch.device) -> Any:
             made = make_sae(architecture, hook, seed=number, **more)
-            return made.double() if double else made
+            if double:
+                made.double().dtype = torch.float64  # to which it converts its input
+            return made
 
         site = Site.parse(hook)
         return SaeSource(site, hook, architecture, 48, 32, "tiny", False, "0", load)
