@@ -8,6 +8,8 @@ result = patch(model, task)           # residual stream, layer x token
 result.heatmap()
 """
 
+from circuits.attribute import Attribution, attribute
+from circuits.direct import DirectEffects, direct
 from circuits.errors import CircuitsError
 from circuits.features import FeatureBank
 from circuits.models.load import load_model
@@ -18,12 +20,16 @@ from circuits.sites import Site
 from circuits.task import load_task
 
 __all__ = [
+    "Attribution",
     "CircuitsError",
+    "DirectEffects",
     "FeatureBank",
     "Pair",
     "PatchResult",
     "PromptPairs",
     "Site",
+    "attribute",
+    "direct",
     "load_model",
     "load_saes",
     "load_task",

@@ -124,6 +124,16 @@ def evaluate(metric: Metric, logits: Tensor, targets: Targets) -> Float[Tensor, 
     return values
 
 
+def check_metric(metric: Metric, vocab: int) -> None:
+    """Raise `MetricError` for a function that is no metric, before a model is run: it is tried on
+    two rows of made-up logits."""
+    logits = torch.linspace(-1, 1, 2 * vocab).view(2, vocab).requires_grad_()
+    targets = Targets.of(torch.tensor([0, 1]), torch.tensor([1, 0]), logits.detach())
+    values = evaluate(metric, logits, targets)
+    if not values.requires_grad:
+        raise MetricError("the metric cannot be differentiated: use torch functions throughout.")
+
+
 def recovery(
     patched: NDArray[np.floating], clean: NDArray[np.floating], corrupted: NDArray[np.floating]
 ) -> NDArray[np.floating]:

@@ -16,13 +16,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from circuits.attribute.batch import Batch, Sources
-from circuits.attribute.exact import patch_sites, path_effects
+from circuits.attribute.exact import path_effects
+from circuits.attribute.plan import Plan
+from circuits.attribute.scores import exact_effects
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PairGroup
 
 if TYPE_CHECKING:
     from circuits.attribute.result import Attribution
-    from circuits.attribute.sweep import Plan
 
 KEY = ["site", "role", "position", "latent"]
 
@@ -42,6 +43,7 @@ def audit(
     scores: Any = found.scores[found.scores["pair"].isin(chosen)]
     means = scores.groupby(KEY, observed=True)["effect"].sum() / len(chosen)
     picked = _pick(means, plan.audit_nodes)
+    steps = found.record.get("steps_used") or {}
     groups = [g for g in found.prompts.groups(len(chosen)) if set(g.indices) & set(chosen)]
     exact: dict[str, list[pd.DataFrame]] = {"own": [], "single": []}
     sums: dict[str, Any] = {str(site): [0.0, 0.0, 0] for site in sources.sites}
@@ -49,7 +51,7 @@ def audit(
     with bar:
         for group in groups:
             part = _those(group, set(chosen))
-            _check_batch(model, sources, plan, part, picked, scores, exact, sums)
+            _check_batch(model, sources, plan, part, picked, scores, steps, exact, sums)
             bar.update(len(part.indices))
     table = picked
     for name, parts in exact.items():
@@ -93,47 +95,46 @@ def _check_batch(
     group: PairGroup,
     picked: pd.DataFrame,
     scores: Any,
+    steps: dict[str, int],
     exact: dict[str, list[pd.DataFrame]],
     sums: dict[str, Any],
 ) -> None:
-    from circuits.attribute.sweep import exact_effects
-
     batch = Batch(model, sources, group, plan.metric, plan.direction)
     wanted: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for site, role, position, latent in picked.index:
         wanted.setdefault((site, role), set()).add((int(position), int(latent)))
+    items = []
     for site in sources.sites:
         for block in batch.nodes(site):
             places = wanted.get((str(site), block.role))
-            if not places:
-                continue
-            nodes = batch.select(block, places)
-            if not len(nodes):
-                continue
-            single = exact_effects(batch, site, block, nodes, plan.batch_size)
-            own = single
-            if plan.method == "ig":
-                clean, corrupted = batch.suffixes(site)
-                own = path_effects(
-                    model,
-                    batch.baseline,
-                    site,
-                    block,
-                    nodes,
-                    corrupted,
-                    clean,
-                    batch.row_metric,
-                    plan.steps,
-                    plan.batch_size,
-                )
-            keys = {
-                "site": str(site),
-                "role": block.role,
-                "position": block.position[nodes].cpu().numpy(),
-                "latent": block.index[nodes].cpu().numpy(),
-            }
-            for name, values in (("own", own), ("single", single)):
-                exact[name].append(pd.DataFrame({**keys, "effect": values.cpu().numpy()}))
+            nodes = batch.select(block, places) if places else []
+            if len(nodes):
+                items.append((site, block, nodes))
+    singles = exact_effects(batch, items, plan.batch_size)
+    for (site, block, nodes), single in zip(items, singles, strict=True):
+        own = single
+        if plan.method == "ig":
+            clean, corrupted = batch.suffixes(site)
+            own = path_effects(
+                model,
+                batch.baseline,
+                site,
+                block,
+                nodes,
+                corrupted,
+                clean,
+                batch.row_metric,
+                steps[str(site)],
+                plan.batch_size,
+            )
+        keys = {
+            "site": str(site),
+            "role": block.role,
+            "position": block.position[nodes].cpu().numpy(),
+            "latent": block.index[nodes].cpu().numpy(),
+        }
+        for name, values in (("own", own), ("single", single)):
+            exact[name].append(pd.DataFrame({**keys, "effect": values.cpu().numpy()}))
     _completeness(batch, group, scores, sums, plan.batch_size)
 
 
@@ -141,13 +142,11 @@ def _completeness(
     batch: Batch, group: PairGroup, scores: Any, sums: dict[str, Any], batch_size: int | None
 ) -> None:
     """Add up, by site, the sum over nodes and the exact effect of the whole site."""
-    put_in = 0 if batch.denoising else 1
-    values = {site: batch.suffixes(site)[put_in] for site in batch.sources.sites}
-    whole = patch_sites(batch.model, batch.baseline, values, batch.row_metric, batch_size)
+    whole = batch.whole_effects(batch_size)
     mine = scores[scores["pair"].isin(group.indices)]
     by_site = mine.groupby(["site", "pair"], observed=True)["effect"].sum()
-    for site, patched in whole.items():
-        effect = ((patched - batch.base_metric) * batch.sign).numpy()
+    for site, exact in whole.items():
+        effect = exact.numpy()
         estimate = np.array([by_site.get((str(site), i), 0.0) for i in group.indices])
         entry = sums[str(site)]
         entry[0] += float(np.abs(estimate - effect).sum())

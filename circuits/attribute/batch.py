@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.attribute.exact import patch_sites
 from circuits.attribute.gradients import RowMetric, path_gradients
 from circuits.attribute.nodes import Block, sae_nodes, whole_nodes
 from circuits.metrics import Metric, Targets, evaluate
@@ -99,9 +100,16 @@ class Batch:
         pairs = torch.arange(len(self.group.indices))
         return self.row_metric(pairs, self.baseline.logits).double().cpu()
 
+    @cached_property
+    def _base(self) -> dict[Site, Tensor]:
+        """Activations of the base run; for methods that need no gradients at it, without."""
+        if "gradients" in self.__dict__:
+            return self.gradients[0]
+        return self.model.cache(self.base_tokens, list(self.sources.sites))[1]
+
     def runs(self, site: Site) -> tuple[Tensor, Tensor]:
         """(clean, corrupted) activations of a site, [pair, position, width]."""
-        base = self.gradients[0][site]
+        base = self._base[site]
         other = self._other[site]
         return (other, base) if self.denoising else (base, other)
 
@@ -138,6 +146,13 @@ class Batch:
         whole = torch.zeros_like(self.runs(site)[0])
         whole[:, self.baseline.first :] = mean
         return whole
+
+    def whole_effects(self, batch_size: int | None) -> dict[Site, Float[Tensor, " pair"]]:
+        """The exact effect of patching each site whole, from the first difference on."""
+        put_in = 0 if self.denoising else 1
+        values = {site: self.suffixes(site)[put_in] for site in self.sources.sites}
+        patched = patch_sites(self.model, self.baseline, values, self.row_metric, batch_size)
+        return {site: (x - self.base_metric) * self.sign for site, x in patched.items()}
 
     @staticmethod
     def select(block: Block, wanted: set[tuple[int, int]]) -> Int[Tensor, " node"]:

@@ -14,6 +14,8 @@ site add up to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +27,8 @@ from circuits.models.patches import Patches
 from circuits.models.resume import Baseline
 from circuits.sites import Site
 
+# A site, its block of nodes, and which of them are patched.
+Item = tuple[Site, Block, Tensor]
 _NODES_AT_ONCE = 512
 _NUMBERS_AT_ONCE = 1 << 25  # of activations that are held for path points
 
@@ -32,30 +36,55 @@ _NUMBERS_AT_ONCE = 1 << 25  # of activations that are held for path points
 def patch_nodes(
     model: HookedModel,
     baseline: Baseline,
-    site: Site,
-    block: Block,
-    nodes: Int[Tensor, " node"],
+    items: Sequence[Item],
     metric: RowMetric,
     sign: int,
     batch_size: int | None = None,
-) -> Float[Tensor, " node"]:
-    """The metric with each node patched by itself.
+) -> list[Float[Tensor, " node"]]:
+    """The metric with each node patched by itself, in the order of the items.
 
+    Nodes of all sites share passes: a pass serves rows that begin at any layer.
     sign: 1 puts clean values into a corrupted run, -1 corrupted ones into a clean run.
     """
-    found = torch.zeros(len(nodes), dtype=torch.float64)
-    for part in torch.arange(len(nodes)).split(_NODES_AT_ONCE):
-        some = nodes[part]
-        pair = block.pair[some].cpu()
-        patch = Patches(
-            site,
-            torch.arange(len(some)),
-            block.position[some],
-            sign * block.vectors(some),
-            add=True,
-        )
-        _run(model, baseline, pair, [patch], metric, found[part[0] : part[-1] + 1], batch_size)
+    found = [torch.zeros(len(nodes), dtype=torch.float64) for _, _, nodes in items]
+    waiting: list[tuple[int, Tensor]] = []
+    for number, (_, _, nodes) in enumerate(items):
+        for part in torch.arange(len(nodes)).split(_NODES_AT_ONCE):
+            if sum(len(p) for _, p in waiting) + len(part) > _NODES_AT_ONCE:
+                _patch(model, baseline, items, waiting, metric, sign, batch_size, found)
+                waiting = []
+            waiting.append((number, part))
+    if waiting:
+        _patch(model, baseline, items, waiting, metric, sign, batch_size, found)
     return found
+
+
+def _patch(
+    model: HookedModel,
+    baseline: Baseline,
+    items: Sequence[Item],
+    parts: Sequence[tuple[int, Tensor]],
+    metric: RowMetric,
+    sign: int,
+    batch_size: int | None,
+    into: Sequence[Tensor],
+) -> None:
+    """Patch some nodes of some items, in shared passes."""
+    patches, pairs, count = [], [], 0
+    for number, part in parts:
+        site, block, nodes = items[number]
+        some = nodes[part.to(nodes.device)]
+        rows = count + torch.arange(len(some))
+        patches.append(
+            Patches(site, rows, block.position[some], sign * block.vectors(some), add=True)
+        )
+        pairs.append(block.pair[some].cpu())
+        count += len(some)
+    values = torch.zeros(count, dtype=torch.float64)
+    _run(model, baseline, torch.cat(pairs), patches, metric, values, batch_size)
+    sizes = [len(part) for _, part in parts]
+    for (number, part), mine in zip(parts, values.split(sizes), strict=True):
+        into[number][part] = mine
 
 
 def path_effects(

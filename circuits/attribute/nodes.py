@@ -13,8 +13,9 @@ position of a prompt, on which SAEs are not trained, everything is error.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +25,6 @@ from torch import Tensor
 from circuits.saes import Decomposition, Sae
 
 Role = Literal["latent", "error", "offset", "component", "head"]
-_AT_ONCE = 2048  # nodes whose decoder rows are gathered at once
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,29 @@ class Block:
 
 @dataclass(frozen=True)
 class LatentBlock(Block):
-    """Latents active in either run. rows: the SAE's decoder rows."""
+    """Latents active in either run, in the order of pairs, positions and latents.
+
+    rows: the SAE's decoder rows.
+    """
 
     rows: Float[Tensor, "latent width"]
 
     def project(self, gradient: Float[Tensor, "pair position width"]) -> Float[Tensor, " node"]:
-        """Never dense: only the decoder rows of active latents are looked at."""
-        found = torch.empty_like(self.clean)
-        for start in range(0, len(found), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            there = gradient[self.pair[some], self.position[some]].to(self.rows.dtype)
-            found[some] = torch.linalg.vecdot(self.rows[self.index[some]], there)
+        """Never dense: gradient times decoder rows at active latents alone (a sampled product)."""
+        pairs, positions, width = gradient.shape
+        token = self.pair * positions + self.position  # in order, as `latent_block` makes them
+        counts = torch.bincount(token, minlength=pairs * positions)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            active = torch.sparse_csr_tensor(
+                torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+                self.index,
+                torch.zeros_like(self.clean),
+                (pairs * positions, len(self.rows)),
+                check_invariants=False,  # costs as much as the product
+            )
+        flat = gradient.reshape(-1, width).to(self.rows.dtype)
+        found = torch.sparse.sampled_addmm(active, flat, self.rows.T, beta=0.0).values()
         return found * (self.clean - self.corrupted)
 
     def vectors(self, nodes: Int[Tensor, " some"]) -> Float[Tensor, "some width"]:
@@ -152,23 +164,25 @@ def sae_nodes(
 
     errors: without, there are error nodes at the first position only, where everything is error.
     """
-    parts = [sae.decompose(x) for x in (clean, corrupted)]
     first = first.to(clean.device)
-    # At position 0 everything is error.
-    latents = latent_block(sae, parts[0], parts[1], first.clamp(min=1))
+    # What comes before the first difference is not encoded; at position 0 everything is error.
+    begin = max(1, int(first.min()))
+    parts = [sae.decompose(x[:, begin:]) for x in (clean, corrupted)]
+    latents = latent_block(sae, parts[0], parts[1], (first - begin).clamp(min=0))
+    blocks: list[Block] = [replace(latents, position=latents.position + begin)]
     pair, position = _places(first, clean.shape[1])
     begins = position == 0
-    left = [p.error[pair, position] for p in parts]
+    there = position - begin
+    left = [p.error[pair, there] for p in parts]
     if begins.any():  # not an SAE's business
         left = [
             torch.where(begins[:, None], x[pair, position], e)
             for x, e in zip((clean, corrupted), left, strict=True)
         ]
-    there = torch.ones_like(begins) if errors else begins
-    blocks: list[Block] = [latents]
-    if there.any():
-        blocks.append(_vectors("error", pair, position, left, there))
-    offsets = [p.offset[pair, position] for p in parts]
+    wanted = torch.ones_like(begins) if errors else begins
+    if wanted.any():
+        blocks.append(_vectors("error", pair, position, left, wanted))
+    offsets = [p.offset[pair, there] for p in parts]
     moved = (offsets[0] != offsets[1]).any(-1) & ~begins
     if moved.any():
         blocks.append(_vectors("offset", pair, position, offsets, moved))

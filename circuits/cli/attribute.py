@@ -24,6 +24,12 @@ def attribute_command(
         typer.Option("--method", help="atp (first order), ig (integrated gradients) or exact."),
     ] = "atp",
     steps: Annotated[int, typer.Option("--steps", help="Points of the path for ig.")] = 5,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", help="Share by which ig's sums may miss before it takes more points."
+        ),
+    ] = 0.01,
     direction: options.DirectionOption = "denoising",
     errors: Annotated[
         str,
@@ -102,6 +108,7 @@ def attribute_command(
             errors=errors,
             method=method,
             steps=steps,
+            tolerance=tolerance,
             direction=direction,
             metric=metric,
             **begun.drawing,

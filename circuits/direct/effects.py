@@ -22,6 +22,7 @@ Positive means toward clean. At other positions than the last the direct effect 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -179,7 +180,9 @@ class _Batch:
         if totals:
             tokens = group.corrupted if denoising else group.clean
             self._patched = model.baseline(tokens, tokens.shape[1] - 1)
-        self.table = pd.concat(list(map(self._rows, self._parts())), ignore_index=True)
+        parts = self._parts()
+        rows = map(self._rows, parts, self._totals(parts))
+        self.table = pd.concat(list(rows), ignore_index=True)
 
     def _metric(self, pair: Tensor, logits: Tensor) -> Tensor:
         """LD before any cap, of rows."""
@@ -245,7 +248,7 @@ class _Batch:
                 "does more with them than one output projection."
             )
 
-    def _rows(self, part: Part) -> pd.DataFrame:
+    def _rows(self, part: Part, total: Tensor) -> pd.DataFrame:
         streams, read = self.streams, self.read[self.base]
         carried = streams.carried(part.site, self.base, part.change, part.pair)
         added = streams.carried_exactly(part.site, self.base, self.sign * part.change, part.pair)
@@ -254,7 +257,7 @@ class _Batch:
             "corrupted": self._contributions(part, "corrupted"),
             "frozen": read.frozen(carried, part.pair),
             "exact": self.sign * read.exact(added, part.pair),
-            "total": self._totals(part),
+            "total": total,
         }
         pair = part.pair.cpu().numpy()
         indices = np.array(self.group.indices, dtype=np.int64)
@@ -270,30 +273,29 @@ class _Batch:
             }
         )
 
-    def _totals(self, part: Part) -> Tensor:
-        """The effect of each node's change at the last position through everything."""
-        found = torch.full((len(part.pair),), float("nan"), dtype=torch.float64)
+    def _totals(self, parts: Sequence[Part]) -> list[Tensor]:
+        """The effect of each node's change at the last position through everything; NaN where it is
+        not asked for."""
         if self._patched is None:
-            return found
-        moved = (part.change != 0).any(-1).nonzero().squeeze(1)
-        found[:] = 0.0
-        if not len(moved):
-            return found
-        position = torch.full_like(part.pair, self.group.clean.shape[1] - 1)
-        clean, corrupted = (part.writes[run].norm(dim=-1) for run in RUNS)
-        delta = part.change.to(self.model.dtype)
-        block = VectorBlock("component", part.pair, position, part.index, clean, corrupted, delta)
-        base = self._metric(torch.arange(len(self.group.indices)), self._patched.logits).cpu()
+            missing = float("nan")
+            return [torch.full((len(p.pair),), missing, dtype=torch.float64) for p in parts]
+        items = []
+        for part in parts:
+            position = torch.full_like(part.pair, self.group.clean.shape[1] - 1)
+            clean, corrupted = (part.writes[run].norm(dim=-1) for run in RUNS)
+            delta = part.change.to(self.model.dtype)
+            block = VectorBlock(
+                "component", part.pair, position, part.index, clean, corrupted, delta
+            )
+            # What does not change has no effect, and needs no pass.
+            items.append((part.site, block, (delta != 0).any(-1).nonzero().squeeze(1)))
         patched = patch_nodes(
-            self.model,
-            self._patched,
-            part.site,
-            block,
-            moved,
-            self._metric,
-            self.sign,
-            self._batch_size,
+            self.model, self._patched, items, self._metric, self.sign, self._batch_size
         )
-        pair = part.pair[moved].cpu()
-        found[moved.cpu()] = (patched - base[pair]) * self.sign
+        base = self._metric(torch.arange(len(self.group.indices)), self._patched.logits).cpu()
+        found = []
+        for (_, block, moved), values in zip(items, patched, strict=True):
+            total = torch.zeros(len(block.pair), dtype=torch.float64)
+            total[moved.cpu()] = (values - base[block.pair[moved].cpu()]) * self.sign
+            found.append(total)
         return found

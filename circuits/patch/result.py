@@ -212,13 +212,16 @@ class PatchResult:
 
         Raises `RunError` when the folder exists or cannot be written.
         """
+        from circuits.report import page
+
         target = Path(folder) if folder else default_folder(self.record["task"], "patch")
         with new_run(target) as work:
             write_record(work, {**self.record, **self.prompts.as_record()})
             write_scores(work, self.scores)
             for i, alignment in enumerate(self.alignments()):
                 name = "heatmap.html" if i == 0 else f"heatmap-{i + 1}.html"
-                self.heatmap(alignment).write_html(work / name, include_plotlyjs=True)
+                text = page(self.headline(), [("", self.heatmap(alignment))])
+                (work / name).write_text(text, encoding="utf-8")
         if self.parts:
             self.parts.clear()
         return target

@@ -316,7 +316,7 @@ def _title(
     residual = (record.get("audit") or {}).get("completeness_residual")
     if residual is not None and math.isfinite(residual):
         notes.append(
-            f"By the audit a site's sum is off its exact effect by up to {residual:.0%} of the "
+            f"By the audit a site's sum is off its exact effect by up to {residual:.2%} of the "
             "largest site's."
         )
     lines.append(" ".join(notes))

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.saes.encode import sparse_encoder
 from circuits.sites import Site
 
 _DENSE_AT_ONCE = 1 << 22  # latents, zeros included, that are held at once
@@ -91,16 +92,18 @@ class Sae:
             # Activations at z arrive with heads side by side already.
             sae.turn_off_forward_pass_hook_z_reshaping()
         self._sae = sae.eval()
+        self._active = sparse_encoder(sae)
+        # Made once: a copy of the decoder each time would not be flat in memory.
+        self._rows: Tensor = sae.W_dec
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+            self._rows = sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True)
         self.site, self.centred = site, centred
         self.d_sae, self.width = int(sae.cfg.d_sae), int(sae.cfg.d_in)
 
     @property
     def rows(self) -> Float[Tensor, "latent width"]:
         """Decoder rows."""
-        rows = self._sae.W_dec
-        if getattr(self._sae.cfg, "rescale_acts_by_decoder_norm", False):
-            return rows / rows.norm(dim=-1, keepdim=True)
-        return rows
+        return self._rows
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,16 +149,14 @@ class Sae:
 
     def _latents(self, read: Tensor) -> Latents:
         rows, positions, width = read.shape
-        flat = read.reshape(1, -1, width)
-        parts = flat.split(max(1, _DENSE_AT_ONCE // self.d_sae), dim=1)
+        flat = read.reshape(-1, width)
         tokens, latents, values, first = [], [], [], 0
-        for part in parts:
-            dense = self._sae.encode(part)[0]
-            token, latent = dense.nonzero(as_tuple=True)
+        for part in flat.split(max(1, _DENSE_AT_ONCE // self.d_sae)):
+            token, latent, value = self._active(part)
             tokens.append(token + first)
             latents.append(latent)
-            values.append(dense[token, latent])
-            first += part.shape[1]
+            values.append(value)
+            first += len(part)
         token = torch.cat(tokens)
         row = token.div(positions, rounding_mode="floor")
         shape = (rows, positions, self.d_sae)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+DRAWS = re.compile(r"\.(heatmap|top_latents|card|waterfall|\w+_figure)\(.*\)$")
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -25,7 +27,7 @@ def test_notebook(path: Path) -> None:
         if "application/vnd.plotly.v1+json" in output.get("data", {})
     ]
     drawn = sum(
-        c.source.rstrip().splitlines()[-1].endswith(".heatmap()") or "bank.card(" in c.source
+        DRAWS.search(c.source.rstrip().splitlines()[-1]) is not None
         for c in notebook.cells
         if c.cell_type == "code"
     )

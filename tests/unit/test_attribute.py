@@ -13,7 +13,7 @@ import torch
 from circuits.attribute import Attribution, AttributionError, attribute
 from circuits.attribute.batch import Batch, Sources
 from circuits.attribute.exact import patch_sites
-from circuits.metrics import logit_difference
+from circuits.metrics import MetricError, logit_difference
 from circuits.models.hooked import HookedModel
 from circuits.models.patches import Patches
 from circuits.saes import SaeSet
@@ -386,6 +386,36 @@ def test_bad_input_is_refused_before_any_pass(
         ({"batch_size": 0}, "at least 1"),
         ({"sites": [Site(3, "resid_post")]}, r"no SAEs at resid_post\.3"),
         ({"audit_pairs": -1}, "an audit needs"),
+        ({"tolerance": 1.0}, "from 0 to below 1"),
     ):
         with pytest.raises(AttributionError, match=message):
             attribute(model, token_pairs(3), saes=saes, **options)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda logits, targets: logits, "expected one number a row"),
+        (lambda logits, targets: logits.mean(), "expected one number a row"),
+        (lambda logits, targets: torch.tensor(logits.detach().numpy())[:, 0], "differentiated"),
+    ],
+)
+def test_a_function_that_is_no_metric_is_refused_before_any_pass(
+    model: HookedModel, monkeypatch: pytest.MonkeyPatch, metric: Any, message: str
+) -> None:
+    monkeypatch.setattr(HookedModel, "run", None)
+    with pytest.raises(MetricError, match=message):
+        attribute(model, token_pairs(3), metric=metric)
+
+
+def test_integrated_gradients_take_more_points_until_sums_are_right(model: HookedModel) -> None:
+    saes = sae_set("topk", HOOKS, model)
+    options: dict[str, Any] = {"saes": saes, "method": "ig", "steps": 1, "audit_nodes": 1}
+    options |= {"force": True, "progress": False}
+    few = attribute(model, token_pairs(3), tolerance=0, **options)
+    enough = attribute(model, token_pairs(3), tolerance=1e-3, **options)
+    assert set(few.scores["method"]) == {"ig-1"}
+    assert few.record["audit"]["completeness_residual"] > 1e-3
+    assert enough.record["audit"]["completeness_residual"] <= 1e-3
+    used = enough.record["steps_used"]
+    assert set(used) == {str(site) for site in SITES} and max(used.values()) > 1

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from circuits import cli
-from circuits.attribute import Attribution
-from circuits.direct import DirectEffects
+from circuits.attribute import Attribution, sweep
+from circuits.direct import DirectEffects, effects
 from tests import tiny
 from tests.unit.test_cli import PAIR, run
 from tests.unit.test_saes import make_sae
@@ -46,8 +46,8 @@ def test_an_attribution_from_the_command_line(
 ) -> None:
     out = tmp_path / "run"
     given = [*options(folder, out), "--saes", folder / "saes", *more]
-    status, shown, errors = run(capsys, "attribute", *given)
-    assert status == 0, errors
+    status, shown, complaints = run(capsys, "attribute", *given)
+    assert status == 0, complaints
     assert "Audit of" in shown and "with their errors" in shown and str(out) in shown
     scores = pd.read_parquet(out / "scores.parquet")
     columns = "pair site layer position role latent clean corrupted effect method".split()
@@ -81,8 +81,10 @@ def test_direct_effects_from_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    status, shown, errors = run(capsys, "direct", *options(folder, out), "--saes", folder / "saes")
-    assert status == 0, errors
+    status, shown, complaints = run(
+        capsys, "direct", *options(folder, out), "--saes", folder / "saes"
+    )
+    assert status == 0, complaints
     assert "SAE nodes" in shown and "add up to the logit difference" in shown
     found = DirectEffects.load(out)
     assert found.parts()["gap"].sum() == pytest.approx(found.gap.mean(), abs=1e-4)
@@ -113,11 +115,11 @@ def test_mistakes_end_with_one_message_before_any_pass(
     more: list[Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr("circuits.attribute.sweep.baselines", fail)
-    monkeypatch.setattr("circuits.direct.effects.baselines", fail)
+    for module in (sweep, effects):
+        monkeypatch.setattr(module, "baselines", fail)
     named = [folder / m if (folder / str(m)).is_dir() else m for m in more]
-    status, _, errors = run(capsys, command, *options(folder, tmp_path / "run"), *named)
-    assert status == 2 and message in errors
+    status, _, complaints = run(capsys, command, *options(folder, tmp_path / "run"), *named)
+    assert status == 2 and message in complaints
     assert not (tmp_path / "run").exists()
 
 
@@ -131,8 +133,6 @@ def test_ctrl_c_keeps_finished_pairs(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from circuits.attribute import sweep
-
     given = [*options(folder, tmp_path / "run"), "--saes", folder / "saes", "--method", "exact"]
     real, done = sweep.scores_of, []
 
@@ -143,8 +143,8 @@ def test_ctrl_c_keeps_finished_pairs(
         return real(*args)
 
     monkeypatch.setattr(sweep, "scores_of", interrupted)
-    status, _, errors = run(capsys, "attribute", *given)
-    assert status == 130 and "the same command" in errors
+    status, _, complaints = run(capsys, "attribute", *given)
+    assert status == 130 and "the same command" in complaints
     assert len(list(tmp_path.glob(".parts-*/*.parquet"))) == 1
     counted = []
     monkeypatch.setattr(sweep, "scores_of", lambda *args: counted.append(1) or real(*args))
