@@ -141,8 +141,7 @@ def whole_nodes(
     pair, position = _places(first.to(clean.device), clean.shape[1])
     values = [x[pair, position] for x in (clean, corrupted)]
     if heads is None:
-        everywhere = torch.ones_like(pair, dtype=torch.bool)
-        return [_vectors("component", pair, position, values, everywhere)]
+        return [_vectors("component", pair, position, *values)]
     parts = [x.reshape(len(x) * heads, -1) for x in values]
     index = torch.arange(heads, device=pair.device).repeat(len(pair))
     pair, position = pair.repeat_interleave(heads), position.repeat_interleave(heads)
@@ -171,30 +170,28 @@ def sae_nodes(
     latents = latent_block(sae, parts[0], parts[1], (first - begin).clamp(min=0))
     blocks: list[Block] = [replace(latents, position=latents.position + begin)]
     pair, position = _places(first, clean.shape[1])
-    begins = position == 0
-    there = position - begin
-    left = [p.error[pair, there] for p in parts]
-    if begins.any():  # not an SAE's business
-        left = [
-            torch.where(begins[:, None], x[pair, position], e)
-            for x, e in zip((clean, corrupted), left, strict=True)
-        ]
-    wanted = torch.ones_like(begins) if errors else begins
-    if wanted.any():
-        blocks.append(_vectors("error", pair, position, left, wanted))
-    offsets = [p.offset[pair, there] for p in parts]
-    moved = (offsets[0] != offsets[1]).any(-1) & ~begins
-    if moved.any():
-        blocks.append(_vectors("offset", pair, position, offsets, moved))
+    if not errors:
+        pair, position = pair[position == 0], position[position == 0]
+    begins = (position == 0).nonzero().squeeze(1)
+    left = [p.error[pair, position - begin] for p in parts]
+    for x, e in zip((clean, corrupted), left, strict=True):
+        e[begins] = x[pair[begins], 0]  # not an SAE's business
+    if len(pair):
+        blocks.append(_vectors("error", pair, position, *left))
+    if sae.normalises:
+        pair, position = _places(first.clamp(min=1), clean.shape[1])
+        offsets = [p.offset[pair, position - begin] for p in parts]
+        moved = (offsets[0] != offsets[1]).any(-1).nonzero().squeeze(1)
+        if len(moved):
+            there = [x[moved] for x in (pair, position, *offsets)]
+            blocks.append(_vectors("offset", *there))
     return blocks
 
 
 def _vectors(
-    role: Role, pair: Tensor, position: Tensor, writes: Sequence[Tensor], where: Tensor
+    role: Role, pair: Tensor, position: Tensor, clean: Tensor, corrupted: Tensor
 ) -> VectorBlock:
-    """Nodes that write whole vectors, at some of the places. writes: clean and corrupted."""
-    clean, corrupted = (x[where] for x in writes)
-    pair, position = pair[where], position[where]
+    """Nodes that write whole vectors, [node, width] in each run."""
     norms = [x.norm(dim=-1) for x in (clean, corrupted)]
     index = torch.full_like(pair, -1)
     return VectorBlock(role, pair, position, index, norms[0], norms[1], clean - corrupted)
@@ -211,8 +208,10 @@ def latent_block(
         found = parts.latents
         kept = found.position >= first[found.row]
         keys.append((found.token * sae.d_sae + found.latent)[kept])
-        scale = parts.scale[found.row, found.position, 0]
-        values.append((found.value * scale)[kept])
+        value = found.value
+        if sae.normalises:
+            value = value * parts.scale[found.row, found.position, 0]
+        values.append(value[kept])
     every = torch.cat(keys).unique()
     coefficients = []
     for key, value in zip(keys, values, strict=True):

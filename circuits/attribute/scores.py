@@ -32,12 +32,13 @@ def scores_of(model: HookedModel, sources: Sources, group: PairGroup, plan: Plan
         found = [(*item[:2], effect) for item, effect in zip(items, effects, strict=True)]
         return _frame(found, group, ["exact"] * len(found))
     names: list[str] = []
+    # First, because the activations of the base run come with them.
+    gradients = batch.gradients[1] if plan.method == "atp" else {}
     whole = batch.whole_effects(plan.batch_size) if plan.method == "ig" else {}
     for site in sources.sites:
         blocks = batch.nodes(site)
         if plan.method == "atp":
-            name, gradient = "atp", batch.gradients[1][site]
-            effects = [block.project(gradient) for block in blocks]
+            name, effects = "atp", [block.project(gradients[site]) for block in blocks]
         else:
             steps, effects = _integrated(batch, site, blocks, whole, plan)
             name = f"ig-{steps}"
@@ -106,5 +107,6 @@ def _frame(
             "corrupted": column([b.corrupted.double() for b in blocks]),
             "effect": column([effect.double() for _, _, effect in found]),
             "method": named(list(dict.fromkeys(methods)), methods),
-        }
+        },
+        copy=False,  # these arrays are nobody else's
     )

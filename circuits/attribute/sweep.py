@@ -166,6 +166,7 @@ def attribute(
         found = Attribution(scores, given.pairs, record, parts)
         if plan.audit_pairs:
             record["audit"] = audit(model, sources, plan, found, progress=progress)
+            record["audit"]["error_share"] = found.error_share().to_dict("records")
     record["seconds"] = time.perf_counter() - started
     return found
 

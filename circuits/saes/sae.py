@@ -106,6 +106,11 @@ class Sae:
         return self._rows
 
     @property
+    def normalises(self) -> bool:
+        """Whether scale and offset of a decomposition differ from token to token."""
+        return self.centred or self._sae.cfg.normalize_activations != "none"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights; activations of another type are converted."""
         return self._sae.W_dec.dtype
@@ -145,7 +150,10 @@ class Sae:
         latents = self._latents(x - mean)
         scale, offset = self._affine(x - mean)
         offset = offset + mean
-        return Decomposition(latents, x - offset - scale * self.write(latents), scale, offset)
+        written = self.write(latents)
+        if self.normalises:
+            written = written * scale
+        return Decomposition(latents, x - offset - written, scale, offset)
 
     def _latents(self, read: Tensor) -> Latents:
         rows, positions, width = read.shape

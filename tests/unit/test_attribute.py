@@ -61,12 +61,20 @@ def batch_of(
 ARCHITECTURES = ["standard", "gated", "topk", "jumprelu"]
 
 
-@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+CASES: list[tuple[str, dict[str, Any]]] = [
+    (architecture, {"normalize_activations": how})
+    for architecture in ARCHITECTURES
+    for how in NORMALISATIONS
+]
+CASES.append(("topk", {"rescale_acts_by_decoder_norm": True}))
+
+
+@pytest.mark.parametrize(("architecture", "more"), CASES)
 def test_nodes_add_up_to_the_change_of_the_activation(
-    model: HookedModel, architecture: str, normalize: str
+    model: HookedModel, architecture: str, more: dict[str, Any]
 ) -> None:
-    saes = sae_set(architecture, HOOKS, model, normalize_activations=normalize)
+    saes = sae_set(architecture, HOOKS, model, **more)
     batch = batch_of(model, saes, SITES)
     for site in SITES:
         clean, corrupted = batch.runs(site)
@@ -82,15 +90,20 @@ def test_nodes_add_up_to_the_change_of_the_activation(
         assert torch.allclose(effects, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["gpt2", "pythia"])
-def test_gradients_at_latents_and_errors_are_finite_differences(kind: str, count: int) -> None:
+def test_gradients_at_latents_and_errors_are_finite_differences(
+    kind: str, architecture: str, count: int
+) -> None:
     """However many SAEs there are: each node is moved by itself, all else recomputed."""
     model = tiny.bridge(kind, torch.float64)
-    saes = sae_set("jumprelu", HOOKS[:count], model)
-    batch = batch_of(model, saes, SITES[:count])
+    hooks = (*HOOKS, "blocks.3.hook_resid_pre")[:count]
+    sites = tuple(map(Site.parse, hooks))
+    saes = sae_set(architecture, hooks, model)
+    batch = batch_of(model, saes, sites)
     step = 1e-5
-    for site in SITES[:count]:
+    for site in sites:
         for block in batch.nodes(site):
             effect = block.project(batch.gradients[1][site])
             chosen = effect.abs().topk(min(6, len(effect))).indices
@@ -419,3 +432,27 @@ def test_integrated_gradients_take_more_points_until_sums_are_right(model: Hooke
     assert enough.record["audit"]["completeness_residual"] <= 1e-3
     used = enough.record["steps_used"]
     assert set(used) == {str(site) for site in SITES} and max(used.values()) > 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_cost_of_attribution_patching_does_not_depend_on_the_number_of_saes(
+    model: HookedModel, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Two forwards and one backward."""
+    from circuits.attribute.plan import make_plan
+    from circuits.attribute.scores import scores_of
+
+    calls: list[str] = []
+    for name in ("run", "cache", "gradients", "baseline"):
+        real = getattr(HookedModel, name)
+
+        def counted(self: Any, *args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            calls.append(name)
+            return real(self, *args, **more)
+
+        monkeypatch.setattr(HookedModel, name, counted)
+    saes = sae_set("topk", HOOKS[:count], model)
+    [group] = token_pairs(3).groups(8)
+    plan = make_plan("atp", 5, 0.0, "denoising", "logit_difference", None, 0, 1)
+    scores_of(model, Sources(SITES[:count], saes), group, plan)
+    assert calls == ["cache", "gradients"]
