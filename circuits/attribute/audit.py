@@ -2,9 +2,9 @@
 
 The strongest nodes and random others are checked against two exact quantities: `own`, the one that
 the method estimates (one node patched, for `atp`; the node's share of the joint change along the
-path, for `ig`), and `single`, one node patched by itself, for every method. Nodes are compared by
-their means over the audited pairs. The completeness residual compares the sum over all nodes of a
-site with the exact effect of patching the whole site.
+path, for `ig`, at up to 10 points), and `single`, one node patched by itself, for every method.
+Nodes are compared by their means over the audited pairs. The completeness residual compares the sum
+over all nodes of a site with the exact effect of patching the whole site.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from circuits.prompts import PairGroup
 if TYPE_CHECKING:
     from circuits.attribute.result import Attribution
 
+_MOST_POINTS = 10  # of the path, at each of which every node is patched twice
 KEY = ["site", "role", "position", "latent"]
 
 
@@ -124,7 +125,7 @@ def _check_batch(
                 corrupted,
                 clean,
                 batch.row_metric,
-                steps[str(site)],
+                min(steps[str(site)], _MOST_POINTS),
                 plan.batch_size,
             )
         keys = {
