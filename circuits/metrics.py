@@ -124,14 +124,30 @@ def evaluate(metric: Metric, logits: Tensor, targets: Targets) -> Float[Tensor, 
     return values
 
 
-def check_metric(metric: Metric, vocab: int) -> None:
-    """Raise `MetricError` for a function that is no metric, before a model is run: it is tried on
-    two rows of made-up logits."""
-    logits = torch.linspace(-1, 1, 2 * vocab).view(2, vocab).requires_grad_()
-    targets = Targets.of(torch.tensor([0, 1]), torch.tensor([1, 0]), logits.detach())
-    values = evaluate(metric, logits, targets)
-    if not values.requires_grad:
-        raise MetricError("the metric cannot be differentiated: use torch functions throughout.")
+def check_metric(
+    metric: Metric, logits: Float[Tensor, "row vocab"], *, differentiated: bool
+) -> None:
+    """Raise `MetricError` for a function that is no metric, before a model is run.
+
+    logits: two rows, of the model's type and device, on which it is tried. differentiated: whether
+        gradients of it are needed.
+    """
+    made_up = torch.linspace(-1, 1, logits.numel()).view(logits.shape).to(logits)
+    tried = made_up.requires_grad_(differentiated)
+    ends = torch.tensor([0, logits.shape[1] - 1])
+    targets = Targets.of(ends, ends.flip(0), made_up.detach())
+    try:
+        values = evaluate(metric, tried, targets)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise MetricError(
+            f"the metric failed on logits of shape {tuple(logits.shape)}, {logits.dtype} on "
+            f"{logits.device}: {error}"
+        ) from error
+    if differentiated and not values.requires_grad:
+        raise MetricError(
+            "the metric cannot be differentiated: use torch functions throughout, or the method "
+            "exact."
+        )
 
 
 def recovery(

@@ -60,7 +60,7 @@ def audit(
         mean = every.groupby(KEY, observed=True)["effect"].sum() / len(chosen)
         table = table.join(mean.rename(name))
     table = table.fillna({"own": 0.0, "single": 0.0}).reset_index()
-    return _summary(table, sums, len(chosen))
+    return _summary(table, sums, steps, len(chosen))
 
 
 def _pick(means: Any, k: int) -> pd.DataFrame:
@@ -155,8 +155,11 @@ def _completeness(
         entry[2] += float((estimate - effect).sum())
 
 
-def _summary(table: pd.DataFrame, sums: dict[str, Any], n_pairs: int) -> dict[str, Any]:
+def _summary(
+    table: pd.DataFrame, sums: dict[str, Any], steps: dict[str, int], n_pairs: int
+) -> dict[str, Any]:
     found: dict[str, Any] = {"pairs": n_pairs, "nodes": table.to_dict("records")}
+    found["path_points"] = {site: min(most, _MOST_POINTS) for site, most in steps.items()}
     for name, ending in (("own", ""), ("single", "_single")):
         both: Any = table[["estimate", name]]
         found[f"spearman{ending}"] = float(both.corr("spearman").iloc[0, 1])

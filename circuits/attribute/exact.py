@@ -5,8 +5,8 @@ attribution at that run estimates this.
 
 `path_effects`: the node's share of the joint change. The site stands at a point alpha of the line
 between the two runs; the node's effect there is the metric with the node at its clean value minus
-the metric with it at its corrupted one, all others at alpha; averaged over alpha on the same rule
-as integrated gradients, which estimate this.
+the metric with it at its corrupted one, all others at alpha; averaged over alpha on a rule of
+the same kind as that of integrated gradients, which estimate this.
 
 `patch_sites`: all nodes of a site at once, which is the whole activation. Integrated gradients of a
 site add up to it.

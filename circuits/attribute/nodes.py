@@ -42,6 +42,10 @@ class Block:
     clean: Float[Tensor, " node"]
     corrupted: Float[Tensor, " node"]
 
+    def without_writes(self) -> Block:
+        """Where the nodes are and their coefficients alone: what scores keep of them."""
+        return Block(self.role, self.pair, self.position, self.index, self.clean, self.corrupted)
+
     def project(self, gradient: Float[Tensor, "pair position width"]) -> Float[Tensor, " node"]:
         """<clean write - corrupted write, gradient> of every node; positions from the first."""
         raise NotImplementedError

@@ -55,6 +55,12 @@ def make_plan(
     ):
         if value not in known:
             raise AttributionError(f"unknown {name} {value!r}: expected {', '.join(known)}.")
+    name, function = find_metric(metric)
+    if (method, direction, name) == ("atp", "noising", "minus_kl_to_clean"):
+        raise AttributionError(
+            "the divergence from the clean run is at its best in the clean run, so that its slope "
+            "there is 0 and atp would find nothing: use ig or exact, or denoising."
+        )
     if steps < 1:
         raise AttributionError(f"{steps} steps: integrated gradients need at least 1.")
     if not 0 <= tolerance < 1:
@@ -69,7 +75,8 @@ def make_plan(
         steps,
         float(tolerance),
         "noising" if direction == "noising" else "denoising",
-        *find_metric(metric),
+        name,
+        function,
         batch_size,
         audit_pairs,
         audit_nodes,
@@ -90,13 +97,36 @@ def choose_sources(
         missing = [str(site) for site in sites if site not in saes.sources]
         if missing:
             raise AttributionError(f"there are no SAEs at {', '.join(missing)}.")
-        return Sources(tuple(sites), saes, kept)
+        return _of_saes(tuple(sites), saes, kept)
     if saes is not None:
         if not len(saes):
             raise AttributionError("there are no SAEs: without any, leave them out.")
-        return Sources(tuple(saes), saes, kept)
+        return _of_saes(tuple(saes), saes, kept)
     chosen = sites or [Site(layer, kind) for layer in range(model.n_layers) for kind in _COMPONENTS]
     for site in chosen:
         model.require(site.kind)
         model.adapter.hook_point(site)
     return Sources(tuple(dict.fromkeys(chosen)), None)
+
+
+def _of_saes(sites: tuple[Site, ...], saes: SaeSet, kept: bool) -> Sources:
+    """Without errors, reconstructions must not stand in one another's way."""
+    if kept:
+        return Sources(sites, saes, True)
+    middle = [str(site) for site in sites if site.kind == "resid_mid"]
+    if middle:
+        raise AttributionError(
+            f"errors cannot be removed at {', '.join(middle)}: that stream is changed through "
+            "attn_out, before it is read. Choose other sites."
+        )
+    same = [
+        f"{site} and resid_pre.{site.layer + 1}"
+        for site in sites
+        if site.kind == "resid_post" and Site(site.layer + 1, "resid_pre") in sites
+    ]
+    if same:
+        raise AttributionError(
+            f"{', '.join(same)} are the same activation with two SAEs: without errors one would "
+            "undo the other. Choose one of them."
+        )
+    return Sources(sites, saes, False)

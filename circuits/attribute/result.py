@@ -139,7 +139,8 @@ class Attribution:
             for i, marks in enumerate(self.prompts.positions)
             for name, p in marks.items()
         ]
-        named = scores.merge(pd.DataFrame(names), on=["pair", "position"])
+        marks = pd.DataFrame(names, columns=["pair", "position", "name"])
+        named = scores.merge(marks, on=["pair", "position"])
         named = named.drop(columns="position").rename(columns={"name": "position"})
         return named, list(range(len(self.prompts)))
 

@@ -23,13 +23,18 @@ def scores_of(model: HookedModel, sources: Sources, group: PairGroup, plan: Plan
     batch = Batch(model, sources, group, plan.metric, plan.direction)
     found: list[tuple[Site, Block, Tensor]] = []
     if plan.method == "exact":
-        items = [
-            (site, block, torch.arange(len(block.pair), device=block.pair.device))
-            for site in sources.sites
-            for block in batch.nodes(site)
-        ]
-        effects = exact_effects(batch, items, plan.batch_size)
-        found = [(*item[:2], effect) for item, effect in zip(items, effects, strict=True)]
+        # Decoders that do not fit into memory together are not held together.
+        together = sources.saes is None or sources.saes.fits
+        parts = [sources.sites] if together else [(site,) for site in sources.sites]
+        for sites in parts:
+            items = [
+                (site, block, torch.arange(len(block.pair), device=block.pair.device))
+                for site in sites
+                for block in batch.nodes(site)
+            ]
+            effects = exact_effects(batch, items, plan.batch_size)
+            for (site, block, _), effect in zip(items, effects, strict=True):
+                found.append((site, block.without_writes(), effect))
         return _frame(found, group, ["exact"] * len(found))
     names: list[str] = []
     # First, because the activations of the base run come with them.
@@ -42,7 +47,8 @@ def scores_of(model: HookedModel, sources: Sources, group: PairGroup, plan: Plan
         else:
             steps, effects = _integrated(batch, site, blocks, whole, plan)
             name = f"ig-{steps}"
-        found += zip([site] * len(blocks), blocks, effects, strict=True)
+        kept = [block.without_writes() for block in blocks]
+        found += zip([site] * len(blocks), kept, effects, strict=True)
         names += [name] * len(blocks)
     return _frame(found, group, names)
 

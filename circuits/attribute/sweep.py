@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from circuits.attribute.audit import audit
@@ -50,6 +51,7 @@ from circuits.saes.quality import reconstruct
 from circuits.sites import Site
 from circuits.task import InputsTask, Task
 
+_SCORES = 1  # raised when scores are computed in another way: old parts are not mixed with new
 _PAIRS_AT_ONCE = 8
 _PAIRS_AT_ONCE_EXACT = 2  # each of them takes long
 
@@ -109,7 +111,9 @@ def attribute(
     )
     sources = choose_sources(model, saes, sites, errors)
     if callable(metric):
-        check_metric(metric, unembedding(model).shape[1])
+        vocab = unembedding(model).shape[1]
+        trial = torch.zeros(2, vocab, device=model.device, dtype=model.dtype)
+        check_metric(metric, trial, differentiated=plan.method != "exact")
     given = draw(
         model,
         prompts,
@@ -129,6 +133,8 @@ def attribute(
     ability = assess(base.clean_ld, base.corrupted_ld)
     if not force:
         given.require_ability(model, ability, "Attributing it")
+    # First, because digests of a release's weights are known once they are loaded.
+    kept = None if saes is None else contrast_kept(model, saes, given.pairs, sources.sites)
     record: dict[str, Any] = {
         "method": "attribute",
         "attribution": plan.method,
@@ -141,9 +147,9 @@ def attribute(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "sites": [str(site) for site in sources.sites],
-        "saes": None if saes is None else [saes.describe(site) for site in saes],
+        "saes": None if saes is None else [saes.describe(site) for site in sources.sites],
         "errors": errors if saes is not None else None,
-        "saes_keep": None if saes is None else contrast_kept(model, saes, given.pairs),
+        "saes_keep": kept,
         "direction": plan.direction,
         "metric": plan.metric_name,
         "split": split if given.drawn else None,
@@ -194,14 +200,21 @@ def _identity(
         "method": [plan.method, plan.steps, plan.tolerance, plan.direction, plan.metric_name],
         "model": [model.name, model.sha256, str(model.dtype), str(model.device)],
         "sites": [str(site) for site in sources.sites],
-        "saes": None if saes is None else [saes.describe(site) for site in sources.sites],
+        "saes": None if saes is None else [_sae_identity(saes, site) for site in sources.sites],
         "errors": sources.errors,
+        "scores": _SCORES,
         "clean_tokens": pairs.clean_tokens,
         "corrupted_tokens": pairs.corrupted_tokens,
         "answer_tokens": pairs.answer_tokens,
         "foil_tokens": pairs.foil_tokens,
         "versions": versions(),
     }
+
+
+def _sae_identity(saes: SaeSet, site: Site) -> list[Any]:
+    """Weights and configuration: with another k or normalisation an SAE is another one."""
+    sae = saes[site]
+    return [saes.describe(site), sae.centred, str(sae.module.cfg)]  # pyright: ignore
 
 
 def _scores(

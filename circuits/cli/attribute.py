@@ -72,8 +72,8 @@ def attribute_command(
 ) -> None:
     """The effect of every latent, error or component, at every token, and how far to trust it."""
     from circuits.attribute import attribute
+    from circuits.attribute.plan import make_plan
     from circuits.features import FeatureBank
-    from circuits.metrics import find_metric
     from circuits.sites import Site
 
     begun = start(
@@ -86,7 +86,9 @@ def attribute_command(
         seed=seed,
         out=out,
     )
-    find_metric(metric)
+    if not saes:
+        options.refuse(ctx, "no --saes", ("l0", "width", "sae_memory"), "they choose SAEs")
+    make_plan(method, steps, tolerance, direction, metric, batch_size, audit, audit_nodes)
     if bank and not saes:
         raise CircuitsError("--bank describes latents: give --saes too.")
     words = FeatureBank.load(bank or "embedded") if bank or saes == "embedded" else None

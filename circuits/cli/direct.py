@@ -46,7 +46,9 @@ def direct_command(
 ) -> None:
     """What each head, MLP, latent and error adds to the logit difference directly."""
     from circuits.direct import direct
+    from circuits.direct.effects import check_options
 
+    check_options(direction, batch_size)
     if not saes:
         names = ("layers", "l0", "width", "sae_memory")
         options.refuse(ctx, "no --saes", names, "they choose SAEs")
@@ -63,7 +65,7 @@ def direct_command(
     loaded = begun.task.load(model, device=device, dtype=dtype)
     found: Any = load_set(saes, loaded, layers, l0, width, sae_memory) if saes else None
     bos = found.prepend_bos if found is not None and prepend_bos is None else prepend_bos
-    with interruptible():
+    with interruptible(keeps=False):
         result = direct(
             loaded,
             begun.prompts(loaded, bos),

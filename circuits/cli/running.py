@@ -31,12 +31,13 @@ def run_app(application: typer.Typer, arguments: Sequence[str], name: str = "cir
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """End with one line and status 130 on Ctrl-C, around work that keeps its finished parts."""
+def interruptible(*, keeps: bool = True) -> Iterator[None]:
+    """End with one line and status 130 on Ctrl-C. keeps: whether the work keeps finished parts."""
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept: give the same command to go on.")
+        kept = "What is finished is kept: give the same command to go on."
+        errors.print(f"Interrupted. {kept if keeps else 'Nothing was kept.'}")
         raise typer.Exit(130) from None
 
 

@@ -55,7 +55,7 @@ def saes_command(
         split=split or "explored",
         prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
-    with interruptible():
+    with interruptible(keeps=False):
         result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
     result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
     result.record["command"] = ctx.obj

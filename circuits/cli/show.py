@@ -42,18 +42,20 @@ def print_patch(result: PatchResult) -> None:
         highlight=False,
         markup=False,
     )
-    if record["forced"]:
-        console.print(
-            f"FORCED: the model cannot do this contrast ({record['ability']}). What follows may be "
-            "noise.",
-            style="bold red",
-            markup=False,
-        )
+    _print_forced(record)
     if not record["resumed"]:
         console.print("Full forwards were used: resuming did not agree.", style="yellow")
     _print_where(result)
     _print_moves(result)
     console.print(f"Sign: {record['sign_convention']}.", style="dim", highlight=False, markup=False)
+
+
+def _print_forced(record: dict[str, Any]) -> None:
+    from circuits.patch.ability import forced_line
+
+    line = forced_line(record)
+    if line:
+        console.print(line, style="bold red", highlight=False, markup=False)
 
 
 def _print_training(saes: list[dict[str, Any]], model: str, prepend_bos: bool) -> None:
@@ -128,6 +130,7 @@ def print_attribution(
         highlight=False,
         markup=False,
     )
+    _print_forced(record)
     if record["saes"]:
         _print_training(record["saes"], record["model"], result.prompts.prepend_bos)
     pairs = result.prompts.alignments()[0].pairs
@@ -223,6 +226,7 @@ def print_direct(result: DirectEffects, top: int = 10) -> None:
         highlight=False,
         markup=False,
     )
+    _print_forced(record)
     if record["saes"]:
         _print_training(record["saes"], record["model"], result.prompts.prepend_bos)
     _print_effects(result, "Components", ("embedding", "head", "component"), top)

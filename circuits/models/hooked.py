@@ -127,7 +127,7 @@ class HookedModel:
         are put through `edits` first; what is read, patched and differentiated is what they give.
 
         edits: as in `run_all_positions`; differentiable where gradients are asked for. Patches are
-            then computed by full forwards.
+            then computed by full forwards. An inner block replaces the edits of an outer one.
         """
         before = self._edits, self.can_resume
         self._edits, self.can_resume = dict(edits), False

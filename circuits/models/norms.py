@@ -64,7 +64,8 @@ def read_norm(module: Any, model: HookedModel) -> Norm:
     there, back = probe(_LARGE * signs), probe(-_LARGE * signs)
     gain, bias = (there - back) / 2 * wide, (there + back) / 2
     shifted = probe(_LARGE * (signs + 1)) - bias
-    centred = bool(torch.allclose(shifted, gain * wide, rtol=1e-2, atol=1e-2))
+    near = 1e-2 * float(gain.abs().max())
+    centred = bool(torch.allclose(shifted, gain * wide, rtol=1e-2, atol=near))
     most = gain.abs().argmax()
     small = (probe(_SMALL * signs) - probe(-_SMALL * signs))[most] / 2 * wide[most]
     ratio = float(small / gain[most])

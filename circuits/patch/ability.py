@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -73,6 +73,16 @@ class Ability:
                 f"(at least {SMALLEST_SHARE:.0%} are needed)"
             )
         return None
+
+
+def forced_line(record: Mapping[str, Any]) -> str | None:
+    """The loud line of a result that was made although the model cannot do the contrast."""
+    if not record["forced"]:
+        return None
+    return (
+        f"FORCED: the model cannot do this contrast ({record['ability']}). What follows may be "
+        "noise."
+    )
 
 
 def assess(clean: NDArray[np.floating], corrupted: NDArray[np.floating]) -> Ability:

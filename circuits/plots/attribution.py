@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.metrics import SMALLEST_GAP, summarise_mean, summarise_ratio
+from circuits.patch.ability import forced_line
 from circuits.patch.result import count
 from circuits.plots.base import (
     DIVERGING,
@@ -55,7 +56,10 @@ class _Panel:
 
 def method_of(record: Any) -> str:
     """How the effects were found, such as "integrated gradients, 5 steps"."""
-    steps = count(record["steps"] or 0, "step")
+    used = sorted((record.get("steps_used") or {"": record["steps"] or 0}).values())
+    steps = count(used[-1], "step")
+    if used[0] < used[-1]:
+        steps = f"{used[0]} to {steps}"
     return {
         "atp": "attribution patching",
         "ig": f"integrated gradients, {steps}",
@@ -73,8 +77,10 @@ def heading(record: Any) -> tuple[str, str]:
 
 
 def loud_line(record: Any) -> str | None:
-    """What must be said of results made with SAEs that lose the contrast."""
-    return (record.get("saes_keep") or {}).get("gate")
+    """What must be said of results of a contrast that the model cannot do, or made with SAEs that
+    lose it."""
+    gate = (record.get("saes_keep") or {}).get("gate")
+    return " ".join(line for line in (forced_line(record), gate) if line) or None
 
 
 def value_of(result: Attribution, pairs: list[int]) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
+from circuits.patch.ability import forced_line
+from circuits.plots.attribution import loud_line
 from circuits.plots.base import BLUE, RED, WIDTH, PlotError, title
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def waterfall(result: DirectEffects, site: Site | None, top: int) -> go.Figure:
             f"Positive (blue) = toward clean. The parts add up to the gap of {total[0]:+.3f} "
             f"logits (checked to {record['sum_error']:.0e} of the logit difference's scale).",
         ],
-        _gate(record) if site else None,
+        _loud(record, saes=site is not None),
     )
     figure.update_xaxes(
         title="logits (each bar begins where the last one ends)",
@@ -119,6 +121,7 @@ def layers_figure(result: DirectEffects) -> go.Figure:
         f"{result.record['task']}{_contrast(result.record)}",
         f", {result.record['model']}: direct and mediated effects of layers",
         _lines(result),
+        _loud(result.record, saes=False),
     )
     figure.update_yaxes(title="effect, logits", zeroline=True, zerolinecolor="#444")
     figure.update_xaxes(title="layer", dtick=1 if len(table) <= 80 else 5, row=2, col=1)
@@ -150,7 +153,7 @@ def nodes_figure(result: DirectEffects, top: int) -> go.Figure:
         f"{result.record['task']}{_contrast(result.record)}",
         f", {result.record['model']}: direct and mediated effects of SAE nodes",
         _lines(result),
-        _gate(result.record),
+        _loud(result.record, saes=True),
     )
     figure.update_xaxes(title="effect, logits", zeroline=True, zerolinecolor="#444")
     figure.update_yaxes(
@@ -212,5 +215,5 @@ def _contrast(record: dict[str, Any]) -> str:
     return f" {record['contrast']}" if record["contrast"] else ""
 
 
-def _gate(record: dict[str, Any]) -> str | None:
-    return (record["saes_keep"] or {}).get("gate")
+def _loud(record: dict[str, Any], *, saes: bool) -> str | None:
+    return loud_line(record) if saes else forced_line(record)

@@ -300,7 +300,8 @@ def _alignment(result: Attribution, name: str) -> Alignment:
 def _coefficients(
     result: Attribution, alignment: Alignment, latents: list[tuple[str, int]], side: str
 ) -> np.ndarray:
-    """Mean coefficient [latent, position] in the clean or corrupted prompts, 0 where inactive."""
+    """Mean coefficient [latent, position] in the clean or corrupted prompts, 0 where inactive, over
+    the pairs that have begun to differ."""
     scores: Any = result.scores
     place = {latent: i for i, latent in enumerate(latents)}
     scores = scores[scores["pair"].isin(alignment.pairs) & (scores["role"] == "latent")]
@@ -310,4 +311,11 @@ def _coefficients(
         i = place.get((str(row[0]), int(row[1])))
         if i is not None:
             total[i, int(row[2])] += row[3]
-    return total / len(alignment.pairs)
+    # A pair has no nodes before its own first difference, whatever is active there.
+    pairs = [
+        (result.prompts.clean_tokens[i], result.prompts.corrupted_tokens[i])
+        for i in alignment.pairs
+    ]
+    begins = [next(p for p, t in enumerate(c) if t != k[p]) for c, k in pairs]
+    seen = [sum(begin <= p for begin in begins) for p in range(alignment.length)]
+    return total / np.maximum(1, seen)

@@ -11,7 +11,7 @@ are not trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,15 @@ def gate_line(kept: float) -> str | None:
     )
 
 
-def contrast_kept(model: HookedModel, saes: SaeSet, pairs: PromptPairs) -> dict[str, Any]:
+def contrast_kept(
+    model: HookedModel, saes: SaeSet, pairs: PromptPairs, sites: Sequence[Site] | None = None
+) -> dict[str, Any]:
     """What every other result made with SAEs says of them: `kept`, the share of the contrast that
     all of them stacked keep without their errors, with its interval; `clean, corrupted`, the mean
-    logit differences then; and `gate`, the loud line."""
+    logit differences then; and `gate`, the loud line. sites: of which SAEs; all by default."""
     clean, corrupted = logit_differences(model, pairs)
     stacked = np.zeros((2, len(pairs)))
-    edits = {site: reconstruct(saes, site) for site in saes}
+    edits = {site: reconstruct(saes, site) for site in sites or saes}
     for group in pairs.groups(_PAIRS_AT_ONCE):
         stacked[:, list(group.indices)] = _last_differences(model, group, edits)
     found = summarise_ratio(stacked[0] - stacked[1], clean - corrupted)

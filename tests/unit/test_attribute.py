@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,7 @@ def test_bad_input_is_refused_before_any_pass(
         ({"sites": [Site(3, "resid_post")]}, r"no SAEs at resid_post\.3"),
         ({"audit_pairs": -1}, "an audit needs"),
         ({"tolerance": 1.0}, "from 0 to below 1"),
+        ({"metric": "kl", "direction": "noising"}, "its slope there is 0"),
     ):
         with pytest.raises(AttributionError, match=message):
             attribute(model, token_pairs(3), saes=saes, **options)  # pyright: ignore
@@ -411,6 +413,7 @@ def test_bad_input_is_refused_before_any_pass(
         (lambda logits, targets: logits, "expected one number a row"),
         (lambda logits, targets: logits.mean(), "expected one number a row"),
         (lambda logits, targets: torch.tensor(logits.detach().numpy())[:, 0], "differentiated"),
+        (lambda logits, targets: logits @ torch.ones(5), "the metric failed on logits of shape"),
     ],
 )
 def test_a_function_that_is_no_metric_is_refused_before_any_pass(
@@ -456,3 +459,28 @@ def test_the_cost_of_attribution_patching_does_not_depend_on_the_number_of_saes(
     plan = make_plan("atp", 5, 0.0, "denoising", "logit_difference", None, 0, 1)
     scores_of(model, Sources(SITES[:count], saes), group, plan)
     assert calls == ["cache", "gradients"]
+
+
+def test_exact_effects_need_no_slope_of_the_metric(model: HookedModel) -> None:
+    def right(logits: Any, targets: Any) -> Any:
+        return (logits.argmax(-1) == targets.answer).double()
+
+    found = attribute(
+        model,
+        token_pairs(2),
+        metric=right,
+        method="exact",
+        force=True,
+        audit_pairs=0,
+        sites=[Site(3, "resid_pre")],
+        progress=False,
+    )
+    assert set(found.scores["effect"]) <= {-1.0, 0.0, 1.0}
+
+
+def test_pairs_without_named_positions_are_saved_too(model: HookedModel, tmp_path: Path) -> None:
+    pairs = replace(token_pairs(2), positions=({}, {}))
+    saes = sae_set("topk", HOOKS[:1], model)
+    found = attribute(model, pairs, saes=saes, force=True, audit_pairs=0, progress=False)
+    folder = found.save(tmp_path / "run")
+    assert (folder / "top_25_latents.json").read_text().strip() == "{}"

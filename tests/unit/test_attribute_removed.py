@@ -132,6 +132,14 @@ def test_what_contradicts_itself_is_refused(model: HookedModel) -> None:
     saes = sae_set("topk", HOOKS, model)
     with pytest.raises(AttributionError, match="without any, there are none"):
         attribute(model, token_pairs(2), errors="removed")
+    for hooks, message in (
+        (["blocks.1.hook_resid_mid"], "changed through attn_out"),
+        (["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"], "one would undo the other"),
+    ):
+        both = sae_set("topk", tuple(hooks), model)
+        with pytest.raises(AttributionError, match=message):
+            attribute(model, token_pairs(2), saes=both, errors="removed")
+        attribute(model, token_pairs(2), saes=both, force=True, audit_pairs=0, progress=False)
     with pytest.raises(AttributionError, match="unknown errors"):
         attribute(model, token_pairs(2), saes=saes, errors="half")
 

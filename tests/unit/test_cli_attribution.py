@@ -48,6 +48,7 @@ def test_an_attribution_from_the_command_line(
     given = [*options(folder, out), "--saes", folder / "saes", *more]
     status, shown, complaints = run(capsys, "attribute", *given)
     assert status == 0, complaints
+    assert "FORCED: the model cannot do this contrast" in shown
     assert "Audit of" in shown and "with their errors" in shown and str(out) in shown
     scores = pd.read_parquet(out / "scores.parquet")
     columns = "pair site layer position role latent clean corrupted effect method".split()
@@ -102,6 +103,7 @@ def test_direct_effects_from_the_command_line(
         ("attribute", ["--saes", "saes", "--metric", "loss"], "unknown metric"),
         ("attribute", ["--errors", "removed"], "none to remove"),
         ("attribute", ["--seed", 3], "--seed"),
+        ("attribute", ["--l0", 50], "they choose SAEs"),
         ("direct", ["--layers", "2"], "--layers"),
         ("direct", ["--saes", "saes", "--direction", "up"], "unknown direction"),
     ],

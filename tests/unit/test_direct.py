@@ -232,6 +232,31 @@ def test_a_norm_is_read_as_it_is(kind: str) -> None:
     assert torch.allclose(norm(x.double()).float(), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_with_small_gains_is_read_as_it_is() -> None:
+    model = tiny.bridge("llama")
+    module: Any = final_norm(model)
+    for parameter in module.parameters():
+        parameter.data = torch.full_like(parameter, 0.01)
+    norm = read_norm(module, model)
+    assert not norm.centred
+    assert torch.allclose(norm.gain, torch.full((32,), 0.01, dtype=torch.float64), rtol=1e-5)
+
+
+def test_numbers_that_are_not_finite_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from circuits.direct import effects as module
+
+    model = tiny.bridge("gpt2")
+    monkeypatch.setattr(module, "before_cap", lambda logits, cap: logits.double() * float("nan"))
+    with pytest.raises(DirectError, match="not their sum"):
+        effects(model, totals=False)
+
+
+def test_sixteen_bit_says_by_how_much_sums_are_off() -> None:
+    model = tiny.bridge("llama", torch.bfloat16)
+    found = effects(model)
+    assert 1e-5 < found.record["sum_error"] < 0.25
+
+
 def test_rankings_sums_and_what_is_kept_on_disk(tmp_path: Path) -> None:
     model = tiny.bridge("gpt2")
     found = effects(model, saes=sae_set("topk", HOOKS, model, double=False))

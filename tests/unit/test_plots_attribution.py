@@ -203,8 +203,9 @@ def test_components_have_a_panel_a_kind(model: HookedModel) -> None:
 
 
 def test_the_gate_is_loud_in_every_figure(found: Attribution) -> None:
-    loud = with_record(found, saes_keep={"kept": 0.03, "gate": GATE})
-    quiet = with_record(found, saes_keep={"kept": 0.9, "gate": None})
+    loud = with_record(found, saes_keep={"kept": 0.03, "gate": GATE}, forced=False)
+    quiet = with_record(found, saes_keep={"kept": 0.9, "gate": None}, forced=False)
+    forced = with_record(found, saes_keep={"kept": 0.9, "gate": None}, forced=True)
     for make in (
         lambda r: r.heatmap(),
         lambda r: r.top_latents("END"),
@@ -213,6 +214,7 @@ def test_the_gate_is_loud_in_every_figure(found: Attribution) -> None:
         title = make(loud).layout.title.text
         assert "#cb181d" in title and "THESE SAEs ERASE THE TASK" in title
         assert "#cb181d" not in make(quiet).layout.title.text
+        assert "FORCED: the model cannot do" in make(forced).layout.title.text
 
 
 def test_top_latents_are_those_of_the_ranking(found: Attribution) -> None:
