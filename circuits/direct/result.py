@@ -169,19 +169,19 @@ class DirectEffects:
     def waterfall(self, site: Site | None = None, *, top: int = 14) -> Any:
         """The gap in logit difference, part by part (`parts`): the largest ones, the rest as one
         bar, and their sum; a plotly figure."""
-        from circuits.plots.direct import waterfall
+        from circuits.plots import waterfall
 
         return waterfall(self, site, top)
 
     def layers_figure(self) -> Any:
         """Direct and mediated effect of every layer's attention and MLP output."""
-        from circuits.plots.direct import layers_figure
+        from circuits.plots import layers_figure
 
         return layers_figure(self)
 
     def nodes_figure(self, top: int = 20) -> Any:
         """Direct and mediated effect of the latents and errors with the largest total effect."""
-        from circuits.plots.direct import nodes_figure
+        from circuits.plots import nodes_figure
 
         return nodes_figure(self, top)
 
