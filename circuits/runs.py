@@ -24,10 +24,12 @@ from typing import Any
 import pandas as pd
 
 from circuits.errors import CircuitsError
+from circuits.prompts import PromptPairs
 
 RUN_JSON = "run.json"
 SCORES = "scores.parquet"
 _PARTS_LIVE = 14 * 24 * 3600  # seconds that the parts of an interrupted run are kept
+_NOUNS = {"patch": "patching", "attribute": "attribution", "direct": "direct-effects"}
 FORMAT = 1  # of run.json; raised when a reader of the old one would misread it
 
 SIGN_CONVENTION = (
@@ -174,6 +176,27 @@ def read_record(folder: Path | str) -> dict[str, Any]:
             "again with this version, or read it with the one named in its `versions`."
         )
     return record
+
+
+def read_pairs_run(
+    folder: Path | str, method: str
+) -> tuple[pd.DataFrame, PromptPairs, dict[str, Any]]:
+    """Scores, pairs and record of a finished run of a method on prompt pairs.
+
+    Raises `RunError` when the folder holds a run of another method, or not a whole one.
+    """
+    record = read_record(folder)
+    record.pop("format")
+    if record.get("method") != method:
+        raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+    try:
+        prompts = PromptPairs.of_record(record)
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder} is not a whole {_NOUNS.get(method, method)} run: {error} is missing from "
+            f"{RUN_JSON}."
+        ) from error
+    return read_scores(folder), prompts, record
 
 
 def write_scores(folder: Path, scores: pd.DataFrame) -> None:

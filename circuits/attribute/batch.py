@@ -69,15 +69,14 @@ class Batch:
         return Targets.of(self.group.answer, self.group.foil, clean)
 
     @cached_property
-    def gradients(self) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Float[Tensor, " pair"]]:
-        """(values, gradients) at all sites and the metric, of the base run: one forward and one
-        backward."""
+    def gradients(self) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+        """(values, gradients) at all sites of the base run: one forward and one backward."""
 
         def metric(logits: Tensor) -> Tensor:
             return evaluate(self._metric, logits, self._targets(logits))
 
         found = self.model.gradients(self.base_tokens, list(self.sources.sites), metric)
-        return found.values, found.gradients, found.metric
+        return found.values, found.gradients
 
     @cached_property
     def baseline(self) -> Baseline:

@@ -14,6 +14,7 @@ position of a prompt, on which SAEs are not trained, everything is error.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,8 +29,8 @@ Role = Literal["latent", "error", "offset", "component", "head"]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Nodes of one role.
+class Nodes:
+    """Nodes of one role, without what they write.
 
     role; pair, position: where each node is; index: its latent or head, -1 for others.
     clean, corrupted: its coefficient in the two runs; the norm of the write where it has none.
@@ -42,17 +43,21 @@ class Block:
     clean: Float[Tensor, " node"]
     corrupted: Float[Tensor, " node"]
 
-    def without_writes(self) -> Block:
-        """Where the nodes are and their coefficients alone: what scores keep of them."""
-        return Block(self.role, self.pair, self.position, self.index, self.clean, self.corrupted)
 
+class Block(Nodes, ABC):
+    """Nodes with their writes."""
+
+    def without_writes(self) -> Nodes:
+        """What scores keep of them."""
+        return Nodes(self.role, self.pair, self.position, self.index, self.clean, self.corrupted)
+
+    @abstractmethod
     def project(self, gradient: Float[Tensor, "pair position width"]) -> Float[Tensor, " node"]:
         """<clean write - corrupted write, gradient> of every node; positions from the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, nodes: Int[Tensor, " some"]) -> Float[Tensor, "some width"]:
         """Clean write - corrupted write of some nodes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

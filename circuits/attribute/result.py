@@ -17,11 +17,9 @@ from circuits.metrics import summarise_mean, summarise_ratio
 from circuits.prompts import Alignment, PromptPairs
 from circuits.runs import (
     Parts,
-    RunError,
     default_folder,
     new_run,
-    read_record,
-    read_scores,
+    read_pairs_run,
     write_record,
     write_scores,
 )
@@ -275,12 +273,4 @@ class Attribution:
     @classmethod
     def load(cls, folder: str | Path) -> Attribution:
         """Read a run back; the same object as the one that was saved."""
-        record = read_record(folder)
-        record.pop("format", None)
-        if record.get("method") != "attribute":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
-        try:
-            prompts = PromptPairs.of_record(record)
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{folder} is not a whole attribution: {error} is missing.") from error
-        return cls(read_scores(folder), prompts, record)
+        return cls(*read_pairs_run(folder, "attribute"))

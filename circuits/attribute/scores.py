@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits.attribute.batch import Batch, Sources
 from circuits.attribute.exact import Item, patch_nodes
-from circuits.attribute.nodes import Block
+from circuits.attribute.nodes import Block, Nodes
 from circuits.attribute.plan import MOST_STEPS, Plan
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PairGroup
@@ -21,7 +21,7 @@ from circuits.sites import Site
 def scores_of(model: HookedModel, sources: Sources, group: PairGroup, plan: Plan) -> pd.DataFrame:
     """The effects of all nodes of a group of pairs, sparse, one row a node and pair."""
     batch = Batch(model, sources, group, plan.metric, plan.direction)
-    found: list[tuple[Site, Block, Tensor]] = []
+    found: list[tuple[Site, Nodes, Tensor]] = []
     if plan.method == "exact":
         # Decoders that do not fit into memory together are not held together.
         together = sources.saes is None or sources.saes.fits
@@ -85,7 +85,7 @@ def exact_effects(batch: Batch, items: Sequence[Item], batch_size: int | None) -
 
 
 def _frame(
-    found: Sequence[tuple[Site, Block, Tensor]], group: PairGroup, methods: Sequence[str]
+    found: Sequence[tuple[Site, Nodes, Tensor]], group: PairGroup, methods: Sequence[str]
 ) -> pd.DataFrame:
     """Scores as one table; put together from arrays, which many small tables are slower than."""
     counts = [len(block.pair) for _, block, _ in found]

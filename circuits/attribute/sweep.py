@@ -134,7 +134,11 @@ def attribute(
     if not force:
         given.require_ability(model, ability, "Attributing it")
     # First, because digests of a release's weights are known once they are loaded.
-    kept = None if saes is None else contrast_kept(model, saes, given.pairs, sources.sites)
+    kept = None
+    if saes is not None:
+        kept = contrast_kept(
+            model, saes, given.pairs, base.clean_ld - base.corrupted_ld, sources.sites
+        )
     record: dict[str, Any] = {
         "method": "attribute",
         "attribution": plan.method,

@@ -125,7 +125,9 @@ def direct(
                     differences[i, where] = batch.difference[run].cpu().numpy()
             bar.update(len(group.indices))
     # First, because digests of a release's weights are known once they are loaded.
-    kept = None if saes is None else contrast_kept(model, saes, given.pairs)
+    kept = None
+    if saes is not None:
+        kept = contrast_kept(model, saes, given.pairs, base.clean_ld - base.corrupted_ld)
     record: dict[str, Any] = {
         "method": "direct",
         "task": given.name,

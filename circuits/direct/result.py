@@ -13,11 +13,9 @@ from circuits.errors import CircuitsError
 from circuits.metrics import summarise_mean
 from circuits.prompts import PromptPairs
 from circuits.runs import (
-    RunError,
     default_folder,
     new_run,
-    read_record,
-    read_scores,
+    read_pairs_run,
     write_record,
     write_scores,
 )
@@ -212,15 +210,7 @@ class DirectEffects:
     @classmethod
     def load(cls, folder: str | Path) -> DirectEffects:
         """Read a run back; the same object as the one that was saved."""
-        record = read_record(folder)
-        record.pop("format", None)
-        if record.get("method") != "direct":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
-        try:
-            prompts = PromptPairs.of_record(record)
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{folder} is not a whole run: {error} is missing.") from error
-        return cls(read_scores(folder), prompts, record)
+        return cls(*read_pairs_run(folder, "direct"))
 
 
 def label(row: dict[str, Any]) -> str:

@@ -15,11 +15,9 @@ from circuits.metrics import SMALLEST_GAP, summarise_mean, summarise_ratio
 from circuits.prompts import Alignment, PromptPairs
 from circuits.runs import (
     Parts,
-    RunError,
     default_folder,
     new_run,
-    read_record,
-    read_scores,
+    read_pairs_run,
     write_record,
     write_scores,
 )
@@ -229,15 +227,7 @@ class PatchResult:
     @classmethod
     def load(cls, folder: str | Path) -> PatchResult:
         """Read a run back; the same object as the one that was saved."""
-        record = read_record(folder)
-        record.pop("format")
-        try:
-            prompts = PromptPairs.of_record(record)
-        except (KeyError, TypeError) as error:
-            raise RunError(
-                f"{folder} is not a whole patching run: {error} is missing from run.json."
-            ) from error
-        return cls(read_scores(folder), prompts, record)
+        return cls(*read_pairs_run(folder, "patch"))
 
     def _repr_html_(self) -> str:
         shown = self.where()

@@ -133,17 +133,24 @@ def gate_line(kept: float) -> str | None:
 
 
 def contrast_kept(
-    model: HookedModel, saes: SaeSet, pairs: PromptPairs, sites: Sequence[Site] | None = None
+    model: HookedModel,
+    saes: SaeSet,
+    pairs: PromptPairs,
+    gap: NDArray[np.floating],
+    sites: Sequence[Site] | None = None,
 ) -> dict[str, Any]:
     """What every other result made with SAEs says of them: `kept`, the share of the contrast that
     all of them stacked keep without their errors, with its interval; `clean, corrupted`, the mean
-    logit differences then; and `gate`, the loud line. sites: of which SAEs; all by default."""
-    clean, corrupted = logit_differences(model, pairs)
+    logit differences then; and `gate`, the loud line.
+
+    gap: clean less corrupted logit difference of the plain model, one a pair. sites: of which
+        SAEs; all by default.
+    """
     stacked = np.zeros((2, len(pairs)))
     edits = {site: reconstruct(saes, site) for site in sites or saes}
     for group in pairs.groups(_PAIRS_AT_ONCE):
         stacked[:, list(group.indices)] = _last_differences(model, group, edits)
-    found = summarise_ratio(stacked[0] - stacked[1], clean - corrupted)
+    found = summarise_ratio(stacked[0] - stacked[1], gap)
     kept = float(found.value)
     means = {"clean": float(stacked[0].mean()), "corrupted": float(stacked[1].mean())}
     interval = {"kept_low": float(found.low), "kept_high": float(found.high)}

@@ -27,7 +27,11 @@ PAIR = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def write_model(path: Path) -> Path:
+    """A tiny model and a file of pairs of one's own, of two lengths."""
     tiny.hugging_face("llama").save_pretrained(path / "tiny")
     tiny.tokenizer().save_pretrained(path / "tiny")
     other = {**PAIR, "clean": "a cat ran on a", "corrupted": "a dog ran on a"}

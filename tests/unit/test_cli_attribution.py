@@ -14,20 +14,13 @@ import pytest
 from circuits import cli
 from circuits.attribute import Attribution, sweep
 from circuits.direct import DirectEffects, effects
-from tests import tiny
-from tests.unit.test_cli import PAIR, run
+from tests.unit.test_cli import run, write_model
 from tests.unit.test_saes import make_sae
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tiny.hugging_face("llama").save_pretrained(path / "tiny")
-    tiny.tokenizer().save_pretrained(path / "tiny")
-    other = {**PAIR, "clean": "a cat ran on a", "corrupted": "a dog ran on a"}
-    longer = {**PAIR, "clean": "then the cat sat on the", "corrupted": "then the dog sat on the"}
-    lines = [json.dumps(p) for p in (PAIR, other, longer)]
-    (path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    path = write_model(tmp_path_factory.mktemp("model"))
     for number, hook in enumerate(("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")):
         make_sae("jumprelu", hook, seed=number).save_model(path / "saes" / hook)
     make_sae("jumprelu", "blocks.1.hook_resid_post", width=16).save_model(path / "narrow")
