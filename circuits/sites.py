@@ -8,7 +8,9 @@ because TransformerLens itself ignores hooks on names it does not know.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from circuits.errors import CircuitsError
@@ -25,6 +27,8 @@ _HOOK_SUFFIX: dict[SiteKind, str] = {
     "mlp_out": "hook_mlp_out",
     "z": "attn.hook_z",
 }
+# The order in which a layer computes them.
+_FORWARD = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 _KIND_OF_SUFFIX: dict[str, SiteKind] = {suffix: kind for kind, suffix in _HOOK_SUFFIX.items()}
 
 
@@ -83,3 +87,16 @@ class Site:
             "TransformerLens name (such as blocks.12.hook_resid_post), with KIND one of "
             f"{', '.join(SITE_KINDS)}."
         )
+
+
+def forward_order(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Sites in the order in which a model computes them, each once.
+
+    Raises `SiteError` where two of them are one tensor: resid_post of a layer and resid_pre of the
+    next.
+    """
+    found = sorted(set(sites), key=lambda site: (site.layer, _FORWARD.index(site.kind)))
+    for before, after in pairwise(found):
+        if (before.kind, after.kind, after.layer) == ("resid_post", "resid_pre", before.layer + 1):
+            raise SiteError(f"{before} and {after} are one tensor: choose one of them.")
+    return tuple(found)

@@ -21,7 +21,7 @@ from circuits.models.adapters import Adapter, ModelError, make_adapter
 from circuits.models.edits import FLAT, Edit, hook_edit
 from circuits.models.hooks import HookSet
 from circuits.models.patches import Patches, check_patches, hook_patches
-from circuits.models.resume import Baseline
+from circuits.models.resume import Baseline, earliest
 from circuits.models.rows import differentiate_rows, resume_rows
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
@@ -142,7 +142,7 @@ class HookedModel:
                 self.require(site.kind)
             hook_edit(hooks, self.adapter, site, edit)
 
-    def _hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
+    def hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
         """What every pass begins with: embeddings overwritten, and the model's edits."""
         self._hook_embeddings(hooks, inputs)
         self._hook_edits(hooks, self._edits)
@@ -177,7 +177,7 @@ class HookedModel:
         n_rows, length = given.tokens.shape
         check_patches(self.adapter, patches, n_rows, length)
         with HookSet() as hooks:
-            self._hook_inputs(hooks, given)
+            self.hook_inputs(hooks, given)
             hook_patches(hooks, self.adapter, patches)
             return self.adapter.forward(given.tokens)
 
@@ -192,7 +192,7 @@ class HookedModel:
         """
         given = self._inputs(inputs)
         with HookSet() as hooks:
-            self._hook_inputs(hooks, given)
+            self.hook_inputs(hooks, given)
             self._hook_edits(hooks, edits or {})
             return self.adapter.forward_all(given.tokens)
 
@@ -214,11 +214,11 @@ class HookedModel:
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
             if not unedited:
-                self._hook_inputs(hooks, given)
+                self.hook_inputs(hooks, given)
             for site in dict.fromkeys(sites):
                 self._hook_store(hooks, site, values, first)
             if unedited:  # hooks fire in the order in which they were put there
-                self._hook_inputs(hooks, given)
+                self.hook_inputs(hooks, given)
             logits = self.adapter.forward(given.tokens)
         return logits, values
 
@@ -239,7 +239,7 @@ class HookedModel:
                 raise _Enough
 
         with HookSet() as hooks:
-            self._hook_inputs(hooks, given)
+            self.hook_inputs(hooks, given)
             for site in wanted:
                 self._hook_store(hooks, site, values, 0, stop)
             with contextlib.suppress(_Enough):
@@ -321,16 +321,24 @@ class HookedModel:
         hooks.on_output(self.adapter.hook_point(site), str(site), show)
 
     @torch.no_grad()
-    def baseline(self, inputs: Inputs | Tensor, first: int = 0) -> Baseline:
+    def baseline(
+        self, inputs: Inputs | Tensor, first: int = 0, edits: Mapping[Site, Edit] | None = None
+    ) -> Baseline:
         """Run once and keep what `resume` needs: the residual stream from position `first` on at
-        every layer, and all keys and values."""
+        every layer, and all keys and values.
+
+        edits: of the run. What is kept of the stream is what arrives at a layer, before its edit,
+            as `circuits.models.edited_rows` needs it; `resume` itself is for runs without edits.
+        """
         given = self._inputs(inputs)
         sites = [Site(layer, "resid_pre") for layer in range(self.n_layers)]
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
-            self._hook_inputs(hooks, given)
+            self.hook_inputs(hooks, given)
             for site in sites:
                 self._hook_store(hooks, site, values, first)
+            named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
+            self._hook_edits(hooks, named)
             logits, keys_values = self.adapter.forward_keeping(given.tokens)
         return Baseline(given, first, [values[s] for s in sites], keys_values, logits)
 

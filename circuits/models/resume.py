@@ -16,8 +16,8 @@ put into passes by the position they begin at, so that late positions compute sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuits.models.adapters import Adapter, KeysValues, Prefix
 from circuits.models.hooks import HookSet
-from circuits.models.patches import Patches, hook_patches
+from circuits.models.patches import Patches
 from circuits.sites import Site
 from circuits.task import Inputs
 
@@ -65,24 +65,38 @@ class Pass:
     layers: Int[Tensor, " row"]
 
 
+def earliest(site: Site, n_layers: int) -> Site:
+    """resid_post as resid_pre of the next layer where there is one: one layer less to run."""
+    if site.kind == "resid_post" and site.layer + 1 < n_layers:
+        return Site(site.layer + 1, "resid_pre")
+    return site
+
+
 def normalise(patches: Sequence[Patches], n_layers: int) -> list[Patches]:
-    """Name resid_post as resid_pre of the next layer where there is one: one layer less to run."""
-    return [
-        Patches(Site(p.site.layer + 1, "resid_pre"), p.rows, p.positions, p.values, add=p.add)
-        if p.site.kind == "resid_post" and p.site.layer + 1 < n_layers
-        else p
-        for p in patches
-    ]
+    """The same patches at the `earliest` name of their site."""
+    return [replace(p, site=earliest(p.site, n_layers)) for p in patches]
 
 
-def plan(patches: Sequence[Patches], n_rows: int, length: int, n_layers: int) -> list[Pass]:
-    """Order rows into passes; every row with a patch is in exactly one."""
+def beginnings(
+    patches: Sequence[Patches], n_rows: int, length: int, n_layers: int
+) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """(layer, position) of every row's first patch; (n_layers, length) for rows without."""
     layer = torch.full((n_rows,), n_layers)
     start = torch.full((n_rows,), length)
     for patch in patches:
         at = torch.full_like(patch.rows, patch.site.layer).cpu()
         layer.scatter_reduce_(0, patch.rows.cpu(), at, "amin")
         start.scatter_reduce_(0, patch.rows.cpu(), patch.positions.cpu(), "amin")
+    return layer, start
+
+
+def plan(
+    layer: Int[Tensor, " row"], start: Int[Tensor, " row"], length: int, n_layers: int
+) -> list[Pass]:
+    """Order rows into passes; every row that begins before position `length` is in exactly one.
+
+    layer, start: where each row begins to differ from the baseline.
+    """
     passes: list[Pass] = []
     waiting: list[Tensor] = []
     first, mean_tokens = 0, 0.0
@@ -115,20 +129,19 @@ def run_pass(
     adapter: Adapter,
     baseline: Baseline,
     pairs: Int[Tensor, " row"],
-    patches: Sequence[Patches],
     one: Pass,
+    change: Callable[[HookSet], None],
 ) -> Float[Tensor, "part vocab"]:
     """Logits at the last position of the rows of one pass, in its order.
 
     pairs: for every row there is (not only this pass), its entry in the baseline.
+    change: registers what is done to the rows; a hook at layer l sees those that entered at l or
+        below, in the pass's order.
     """
     device = baseline.logits.device
     lowest = int(one.layers[0])
     joined = torch.searchsorted(one.layers, torch.arange(adapter.n_layers), right=True).tolist()
     mine = pairs[one.rows.to(pairs.device)].to(device)
-    place = torch.full((len(pairs),), -1)
-    place[one.rows] = torch.arange(len(one.rows))
-    place = place.to(device)
     prefix = Prefix(baseline.keys_values, one.start, [mine[:n] for n in joined])
     offset = one.start - baseline.first
     with HookSet() as hooks:
@@ -140,8 +153,7 @@ def run_pass(
             hooks.on_input(
                 adapter.blocks[layer], f"entry of layer {layer}", _joining(entering, before == 0)
             )
-        local = [p for q in patches if (p := q.of_rows(place, one.start)) is not None]
-        hook_patches(hooks, adapter, local)
+        change(hooks)
         suffix = baseline.inputs.tokens[:1, one.start :]
         return adapter.forward_from(lowest, suffix, prefix)
 

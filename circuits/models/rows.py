@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.adapters import ModelError
+from circuits.models.hooks import HookSet
 from circuits.models.memory import out_of_memory, rows_that_fit
-from circuits.models.patches import Patches, check_patches
-from circuits.models.resume import Baseline, Pass, normalise, plan, run_pass, split
+from circuits.models.patches import Patches, check_patches, hook_patches
+from circuits.models.resume import Baseline, Pass, beginnings, normalise, plan, run_pass, split
 from circuits.sites import Site
 from circuits.task import Inputs
 
@@ -46,21 +47,37 @@ def resume_rows(
         )
         for p in normalise(patches, model.n_layers)
     ]
-    passes = plan(patches, len(pairs), baseline.length, model.n_layers)
-    touched = torch.zeros(len(pairs), dtype=torch.bool)
-    for one in passes:
-        touched[one.rows] = True
-    rest = (~touched).nonzero().squeeze(1)
+    begins = beginnings(patches, len(pairs), baseline.length, model.n_layers)
+    rest = (begins[1] == baseline.length).nonzero().squeeze(1)
     if len(rest):
         yield rest, read(rest, baseline.logits[pairs[rest].to(model.device)])
+
+    def run(part: Pass) -> Any:
+        return read(part.rows, _run_part(model, baseline, pairs, patches, part))
+
+    yield from in_parts(model, baseline, begins, batch_size, run)
+
+
+def in_parts(
+    model: HookedModel,
+    baseline: Baseline,
+    begins: tuple[Int[Tensor, " row"], Int[Tensor, " row"]],
+    batch_size: int | None,
+    run: Callable[[Pass], Any],
+) -> Iterator[tuple[Int[Tensor, " part"], Any]]:
+    """(rows, what `run` gives) of passes that fit into memory, smaller ones where it ran out.
+
+    begins: (layer, position) at which every row begins to differ from the baseline.
+    """
+    passes = plan(*begins, baseline.length, model.n_layers)
     limit = batch_size
     for one in passes:
-        size = limit or _rows_that_fit(model, one, baseline)
+        size = limit or rows_at_once(model, one, baseline)
         waiting = list(split(one, size))
         while waiting:
             part = waiting.pop(0)
             try:
-                found = read(part.rows, _run_part(model, baseline, pairs, patches, part))
+                found = run(part)
                 done = True
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(part.rows) == 1:
@@ -87,7 +104,7 @@ def differentiate_rows(
     """See `HookedModel.resume_gradients`."""
     count = baseline.length - baseline.first
     one = Pass(baseline.first, torch.arange(len(pairs)), torch.zeros(len(pairs), dtype=torch.long))
-    size = batch_size or max(1, _rows_that_fit(model, one, baseline) // _GRAPH)
+    size = batch_size or max(1, rows_at_once(model, one, baseline) // _GRAPH)
     waiting = list(torch.arange(len(pairs)).split(size))
     while waiting:
         rows = waiting.pop(0)
@@ -121,11 +138,16 @@ def _run_part(
     patches: Sequence[Patches],
     part: Pass,
 ) -> Float[Tensor, "part vocab"]:
-    if model.can_resume:
-        return run_pass(model.adapter, baseline, pairs, patches, part)
     place = torch.full((len(pairs),), -1)
     place[part.rows] = torch.arange(len(part.rows))
     place = place.to(model.device)
+    if model.can_resume:
+        local = [p for q in patches if (p := q.of_rows(place, part.start)) is not None]
+
+        def change(hooks: HookSet) -> None:
+            hook_patches(hooks, model.adapter, local)
+
+        return run_pass(model.adapter, baseline, pairs, part, change)
     mine = pairs[part.rows].to(model.device)
     given = baseline.inputs
     embeddings = None if given.embeddings is None else given.embeddings[mine]
@@ -133,7 +155,8 @@ def _run_part(
     return model.forward(Inputs(given.tokens[mine], given.slots, embeddings), local)
 
 
-def _rows_that_fit(model: HookedModel, one: Pass, baseline: Baseline) -> int:
+def rows_at_once(model: HookedModel, one: Pass, baseline: Baseline) -> int:
+    """Most rows of a pass that fit into memory."""
     start = one.start if model.can_resume else 0
     return rows_that_fit(
         model.adapter,

@@ -8,10 +8,11 @@ task (fidelity.py).
 from circuits.saes.collection import SaeSet
 from circuits.saes.fidelity import Fidelity, contrast_kept, measure_fidelity
 from circuits.saes.load import load_saes
-from circuits.saes.sae import Decomposition, Latents, Sae, SaeError
+from circuits.saes.sae import Decomposition, Encoded, Latents, Sae, SaeError
 
 __all__ = [
     "Decomposition",
+    "Encoded",
     "Fidelity",
     "Latents",
     "Sae",

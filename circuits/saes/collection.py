@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,12 @@ class SaeSet:
         """Several sets as one, with the memory bound of the first."""
         sources = {site: source for one in sets for site, source in one.sources.items()}
         return cls(sources, sets[0]._device, sets[0]._memory)
+
+    def at(self, sites: Iterable[Site]) -> SaeSet:
+        """Those at some sites; what is loaded is shared."""
+        part = SaeSet({site: self.sources[site] for site in sites}, self._device, self._memory)
+        part._held, part._digests = self._held, self._digests
+        return part
 
     def sha256(self, site: Site) -> str:
         """Of the weights at a site: their file, or, for a release, the tensors once loaded."""

@@ -59,19 +59,27 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Decomposition:
-    """x = offset + scale * sum_i f_i d_i + error, exactly up to rounding.
+class Encoded:
+    """What an SAE makes of activations: offset + scale * sum_i f_i d_i is its reconstruction.
 
-    latents: f. error: what the SAE does not reconstruct, [row, position, width].
-    scale: s, [row, position, 1]; 1 without input normalisation.
+    latents: f. scale: s, [row, position, 1]; 1 without input normalisation.
     offset: the part of the reconstruction that no latent is responsible for, [row, position,
         width].
     """
 
     latents: Latents
-    error: Float[Tensor, "row position width"]
     scale: Float[Tensor, "row position one"]
     offset: Float[Tensor, "row position width"]
+
+
+@dataclass(frozen=True)
+class Decomposition(Encoded):
+    """x = offset + scale * sum_i f_i d_i + error, exactly up to rounding.
+
+    error: what the SAE does not reconstruct, [row, position, width].
+    """
+
+    error: Float[Tensor, "row position width"]
 
 
 class Sae:
@@ -111,6 +119,11 @@ class Sae:
         return self.centred or self._sae.cfg.normalize_activations != "none"
 
     @property
+    def constant_offset(self) -> Float[Tensor, " width"]:
+        """What every reconstruction has in it, of SAEs that do not normalise."""
+        return self._sae.b_dec
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights; activations of another type are converted."""
         return self._sae.W_dec.dtype
@@ -146,14 +159,20 @@ class Sae:
         Never dense: tokens are encoded some at a time, and only active latents are decoded, so that
         memory does not grow with the dictionary.
         """
+        parts = self.encode_sparse(x)
+        written = self.write(parts.latents)
+        if self.normalises:
+            written = written * parts.scale
+        error = x - parts.offset - written
+        return Decomposition(parts.latents, parts.scale, parts.offset, error)
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Float[Tensor, "row position width"]) -> Encoded:
+        """`decompose` without the error: nothing is decoded."""
         mean = self._mean(x)
         latents = self._latents(x - mean)
         scale, offset = self._affine(x - mean)
-        offset = offset + mean
-        written = self.write(latents)
-        if self.normalises:
-            written = written * scale
-        return Decomposition(latents, x - offset - written, scale, offset)
+        return Encoded(latents, scale, offset + mean)
 
     def _latents(self, read: Tensor) -> Latents:
         rows, positions, width = read.shape

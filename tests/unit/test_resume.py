@@ -14,7 +14,7 @@ from circuits.metrics import logit_difference
 from circuits.models.adapters import ModelError
 from circuits.models.hooked import HookedModel
 from circuits.models.patches import Patches
-from circuits.models.resume import normalise, plan, split
+from circuits.models.resume import beginnings, normalise, plan, split
 from circuits.patch import patch
 from circuits.sites import SITE_KINDS, Site
 from tests import tiny
@@ -202,7 +202,9 @@ def test_a_plan_has_every_row_once_and_computes_all_it_must(
         )
         for layer in range(6)
     ]
-    passes = [p for one in plan(patches, len(cells), 12, 6) for p in split(one, size)]
+    passes = [
+        p for one in plan(*beginnings(patches, len(cells), 12, 6), 12, 6) for p in split(one, size)
+    ]
     assert sorted(torch.cat([p.rows for p in passes]).tolist()) == rows.tolist()
     for one in passes:
         assert len(one.rows) <= size

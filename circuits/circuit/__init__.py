@@ -1,0 +1,1 @@
+"""Circuits: found, evaluated, applied to other prompts."""

@@ -1,0 +1,121 @@
+"""Many edits of one run at once: each row is one of the baseline's prompts in a model of its own.
+
+Where `resume_rows` puts fixed values into places, here the activations at sites are put through a
+function of them and of the row. What a row computes begins where it first differs from the
+baseline, and ends at the site that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.models.edits import FLAT, hook_edit
+from circuits.models.hooks import HookSet
+from circuits.models.resume import Baseline, Pass, earliest, run_pass
+from circuits.models.rows import in_parts
+from circuits.sites import Site
+from circuits.task import Inputs
+
+if TYPE_CHECKING:
+    from circuits.models.hooked import HookedModel
+
+# From activations [row, position, width], the numbers of their rows and the position of the first
+# of them to what is put in their place.
+RowEdit = Callable[[Tensor, Tensor, int], Tensor]
+# From row numbers, logits at the last position (or, with `until`, activations [row, position,
+# width]) and the position of the first activation to what is yielded.
+Read = Callable[[Tensor, Tensor, int], Any]
+
+
+class _Reached(Exception):
+    """The site that was asked for has been computed."""
+
+
+@torch.no_grad()
+def resume_edited(
+    model: HookedModel,
+    baseline: Baseline,
+    pairs: Int[Tensor, " row"],
+    begins: tuple[Int[Tensor, " row"], Int[Tensor, " row"]],
+    edits: Mapping[Site, RowEdit],
+    read: Read,
+    batch_size: int | None = None,
+    until: Site | None = None,
+) -> Iterator[tuple[Int[Tensor, " part"], Any]]:
+    """Run every row's edits; yield (row numbers, what is read) in parts.
+
+    pairs: for each row, the entry of the baseline it changes.
+    begins: (layer, position) at which each row may begin to differ from the baseline: before them
+        its edits must give what the baseline has. `baseline.first` is the first position allowed.
+        Rows that begin at the prompt's length are not computed and not yielded.
+    edits: functions of the activations at sites. They must leave position 0 as it is.
+    until: a site; then the pass ends there, and what arrives at it, before its edit, is read.
+
+    Edits at resid_post of a layer are made at resid_pre of the next one, where rows that begin
+    there have just joined.
+    """
+    begins = (begins[0].cpu(), begins[1].cpu())
+    named = {earliest(site, model.n_layers): edit for site, edit in edits.items()}
+    stop = None if until is None else earliest(until, model.n_layers)
+
+    def run(part: Pass) -> Any:
+        start = part.start if model.can_resume else 0
+        return read(part.rows, _run(model, baseline, pairs, named, stop, part), start)
+
+    yield from in_parts(model, baseline, begins, batch_size, run)
+
+
+def _run(
+    model: HookedModel,
+    baseline: Baseline,
+    pairs: Int[Tensor, " row"],
+    edits: Mapping[Site, RowEdit],
+    until: Site | None,
+    part: Pass,
+) -> Tensor:
+    """Logits at the last position, or the activations at `until`."""
+    reached: list[Tensor] = []
+    start = part.start if model.can_resume else 0
+    lowest = int(part.layers[0]) if model.can_resume else 0
+
+    def stop(x: Tensor) -> None:
+        reached.append(rearrange(x, FLAT))
+        raise _Reached
+
+    def change(hooks: HookSet) -> None:
+        if until is not None:  # before its own edit
+            hooks.on_output(model.adapter.hook_point(until), str(until), stop)
+        for site, edit in edits.items():
+            if site.layer >= lowest:
+                hook_edit(hooks, model.adapter, site, _bound(edit, part.rows, start))
+
+    try:
+        if model.can_resume:
+            logits = run_pass(model.adapter, baseline, pairs, part, change)
+        else:
+            given = baseline.inputs
+            mine = pairs[part.rows].to(given.tokens.device)
+            embeddings = None if given.embeddings is None else given.embeddings[mine]
+            inputs = Inputs(given.tokens[mine], given.slots, embeddings)
+            with HookSet() as hooks:
+                model.hook_inputs(hooks, inputs)
+                change(hooks)
+                logits = model.adapter.forward(inputs.tokens)
+    except _Reached:
+        return reached[0]
+    return logits
+
+
+def _bound(edit: RowEdit, rows: Tensor, start: int) -> Callable[[Tensor], Tensor]:
+    """The edit of those rows that have entered: the first ones of the pass."""
+
+    def apply(x: Float[Tensor, "row position width"]) -> Tensor:
+        return edit(x, rows[: len(x)], start)
+
+    return apply
