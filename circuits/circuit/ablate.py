@@ -12,7 +12,7 @@ prompt is never ablated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuits.circuit.references import Reference, effective
 from circuits.circuit.selections import SiteMembers
-from circuits.saes import Encoded, Latents, Sae
+from circuits.saes import Latents, Sae
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,26 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.circuit)
+
+
+class Values:
+    """Values of the nodes of a site, for every row: those of what is read there.
+
+    latents: active ones, with their effective coefficients as `value`. offset: [row, position,
+    width].
+    """
+
+    def __init__(self, sae: Sae, read: Float[Tensor, "row position width"]) -> None:
+        parts = sae.encode_sparse(read)
+        self.latents = replace(parts.latents, value=effective(parts, sae.normalises))
+        self.offset = parts.offset
+        self._sae, self._read = sae, read
+
+    def errors(self, wanted: Bool[Tensor, "row position"]) -> Float[Tensor, "row position width"]:
+        """The errors that are wanted, 0 elsewhere; only these are decoded."""
+        there = wanted[self.latents.row, self.latents.position]
+        error = self._read - self.offset - self._sae.write(self.latents.part(there))
+        return torch.where(wanted[..., None], error, 0.0)
 
 
 class _Bound:
@@ -59,7 +79,7 @@ class _Bound:
         first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
         pairs = torch.arange(len(labels), device=device)
         self._counts = counts[self.of_pair]
-        entry = _ranges(first[self.of_pair], self._counts)
+        entry = ranges(first[self.of_pair], self._counts)
         pair = pairs.repeat_interleave(self._counts)
         self.position = self._position[entry]
         self.latent, self.value = reference.latent[entry], reference.value[entry]
@@ -75,10 +95,10 @@ class _Bound:
         """(row, entry) of all entries of the pairs of some rows, row after row."""
         counts = self._counts[pair]
         row = torch.arange(len(pair), device=pair.device).repeat_interleave(counts)
-        return row, _ranges(self._first[pair], counts)
+        return row, ranges(self._first[pair], counts)
 
 
-def _ranges(first: Int[Tensor, " some"], counts: Int[Tensor, " some"]) -> Int[Tensor, " all"]:
+def ranges(first: Int[Tensor, " some"], counts: Int[Tensor, " some"]) -> Int[Tensor, " all"]:
     """first[0], first[0] + 1, ... (counts[0] of them), then those of the next."""
     before = counts.cumsum(0) - counts
     return torch.arange(int(counts.sum()), device=first.device) + (
@@ -110,30 +130,30 @@ class SiteAblation:
     ) -> Float[Tensor, "row position width"]:
         """The ablated activations of some rows, positions from `start` on."""
         skip = 1 if start == 0 else 0
-        device = self._sae.rows.device
         mine = self._rows.of(rows.to(self._rows.pair.device))
-        read = x[:, skip:].to(device=device, dtype=self._sae.dtype)
-        parts = self._sae.encode_sparse(read)
-        changed = self.compose(mine, start + skip, read, parts)
+        read = x[:, skip:].to(device=self._sae.rows.device, dtype=self._sae.dtype)
+        changed = self.compose(mine, start + skip, self._values(rows, read, start + skip))
         return torch.cat([x[:, :skip], changed.to(x)], dim=1)
 
+    def _values(self, rows: Tensor, read: Tensor, start: int) -> Values:
+        """The values that kept nodes have."""
+        return Values(self._sae, read)
+
     def compose(
-        self,
-        rows: Rows,
-        start: int,
-        read: Float[Tensor, "row position width"],
-        parts: Encoded,
+        self, rows: Rows, start: int, values: Values
     ) -> Float[Tensor, "row position width"]:
-        """x' of rows from their activations `read` and the latents of these; positions from
-        `start` on."""
+        """x' of rows from the values of their nodes; positions from `start` on."""
         label = self._labels[rows.pair, start:]
-        change = self._kept(rows, parts.latents, effective(parts, self._sae.normalises), label)
+        latents = values.latents
+        place = self._members.places(label[latents.row, latents.position], latents.latent)
+        keep = self._members.latents(rows.circuit[latents.row], place)
+        change = self._sae.write(latents.part(keep))
         error = self._members.errors(rows.circuit, label)
         offset = self._members.offsets(rows.circuit, label) if self._sae.normalises else None
         if bool(error.any()):
-            change = change + self._errors(read, parts, error)
+            change = change + values.errors(error)
         if offset is not None:
-            change = change + torch.where(offset[..., None], parts.offset, 0.0)
+            change = change + torch.where(offset[..., None], values.offset, 0.0)
         for number, bound in enumerate(self._bound):
             mine = (rows.reference == number).nonzero().squeeze(1)
             if len(mine):
@@ -141,44 +161,6 @@ class SiteAblation:
                 there = offset[mine] if offset is not None else None
                 change[mine] += self._reference(bound, some, start, error[mine], there)
         return change
-
-    def _kept(
-        self,
-        rows: Rows,
-        latents: Latents,
-        values: Float[Tensor, " active"],
-        label: Int[Tensor, "row position"],
-    ) -> Float[Tensor, "row position width"]:
-        """sum_{i in C} a_i d_i."""
-        place = self._members.places(label[latents.row, latents.position], latents.latent)
-        keep = self._members.latents(rows.circuit[latents.row], place)
-        kept = Latents(
-            latents.row[keep],
-            latents.position[keep],
-            latents.latent[keep],
-            values[keep],
-            latents.shape,
-        )
-        return self._sae.write(kept)
-
-    def _errors(
-        self,
-        read: Float[Tensor, "row position width"],
-        parts: Encoded,
-        wanted: Bool[Tensor, "row position"],
-    ) -> Float[Tensor, "row position width"]:
-        """The errors that are kept, 0 elsewhere; only these are decoded."""
-        latents = parts.latents
-        there = wanted[latents.row, latents.position]
-        some = Latents(
-            latents.row[there],
-            latents.position[there],
-            latents.latent[there],
-            effective(parts, self._sae.normalises)[there],
-            latents.shape,
-        )
-        error = read - parts.offset - self._sae.write(some)
-        return torch.where(wanted[..., None], error, 0.0)
 
     def _reference(
         self,

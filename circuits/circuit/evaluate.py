@@ -11,7 +11,7 @@ a fifth of the gap between clean and corrupted prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,14 @@ from tqdm import tqdm
 from circuits.circuit.references import CircuitError, Means, ReferenceName
 from circuits.circuit.runs import GroupRuns
 from circuits.circuit.selections import Selections
+from circuits.circuit.wired import WiredRuns, Wiring
 from circuits.graph import Circuit
 from circuits.metrics import Metric, Summary, bootstrap_weights, logit_difference, summarise_ratio
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import in_halves
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.saes import SaeSet
+from circuits.sites import Site
 
 SMALLEST_DENOMINATOR = 0.2  # of the gap between clean and corrupted prompts
 PAIRS_AT_ONCE = 8
@@ -96,9 +98,51 @@ def metrics_of(
     removed: then `chosen` is one circuit, and the first axis is that circuit without each of these
         nodes. progress: the name of a progress bar.
     """
-    sites = chosen.table.sites
-    means = Means(model, saes.at(sites), pairs) if "mean" in references else None
     count = len(chosen) if removed is None else len(removed)
+
+    def run(runs: GroupRuns) -> NDArray[np.floating]:
+        if removed is None:
+            return runs.run(chosen, batch_size)
+        return runs.without(chosen, removed, batch_size)
+
+    given = (model, saes, chosen.table.sites, pairs, places, references, metric, progress)
+    return _over_groups(*given, count, run)
+
+
+def wired_metrics_of(
+    model: HookedModel,
+    saes: SaeSet,
+    pairs: PromptPairs,
+    wiring: Wiring,
+    places: Places,
+    references: Sequence[ReferenceName],
+    *,
+    metric: Metric = logit_difference,
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> tuple[Float[np.ndarray, "circuit reference pair"], Float[np.ndarray, " pair"]]:
+    """As `metrics_of`, for circuits with edges."""
+
+    def run(runs: GroupRuns) -> NDArray[np.floating]:
+        return WiredRuns(runs, wiring).metrics(batch_size)
+
+    given = (model, saes, wiring.table.sites, pairs, places, references, metric, progress)
+    return _over_groups(*given, wiring.circuits, run)
+
+
+def _over_groups(
+    model: HookedModel,
+    saes: SaeSet,
+    sites: Sequence[Site],
+    pairs: PromptPairs,
+    places: Places,
+    references: Sequence[ReferenceName],
+    metric: Metric,
+    progress: str | None,
+    count: int,
+    work: Callable[[GroupRuns], NDArray[np.floating]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    means = Means(model, saes.at(sites), pairs) if "mean" in references else None
     found = np.full((count, len(references), len(pairs)), np.nan)
     whole = np.full(len(pairs), np.nan)
     bar = tqdm(total=len(pairs), desc=progress, unit="pair", disable=progress is None)
@@ -108,10 +152,7 @@ def metrics_of(
         runs = GroupRuns(model, saes, sites, group, labels, references, means, metric)
         where = list(group.indices)
         whole[where] = runs.whole
-        if removed is None:
-            found[:, :, where] = runs.run(chosen, batch_size)
-        else:
-            found[:, :, where] = runs.without(chosen, removed, batch_size)
+        found[:, :, where] = work(runs)
         bar.update(len(where))
 
     with bar:

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from circuits.graph import Node
-from circuits.sites import Site
+from circuits.graph import GraphError, Node
+from circuits.sites import Site, forward_order
 
 ROLES = ("latent", "error", "offset")
 
@@ -27,6 +27,10 @@ class NodeTable:
     role: NDArray[np.int64]
     latent: NDArray[np.int64]
     position: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.sites != forward_order(self.sites):
+            raise GraphError("the sites of a circuit must stand in the order they are computed in.")
 
     def __len__(self) -> int:
         return len(self.site)

@@ -8,10 +8,11 @@ scaled by what the normalisation divided by, which differs from token to token: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
@@ -45,6 +46,16 @@ class Latents:
         row, position, latent = dense.nonzero(as_tuple=True)
         rows, positions, width = dense.shape
         return cls(row, position, latent, dense[row, position, latent], (rows, positions, width))
+
+    def part(self, which: Bool[Tensor, " active"] | Int[Tensor, " some"]) -> Latents:
+        """Some of them: those that a mask or numbers tell."""
+        return Latents(
+            self.row[which],
+            self.position[which],
+            self.latent[which],
+            self.value[which],
+            self.shape,
+        )
 
     @property
     def token(self) -> Int[Tensor, " active"]:
@@ -195,6 +206,59 @@ class Sae:
         """offset + scale * latents' rows, dense and differentiable: x less the error."""
         mean = self._mean(x)
         return self._sae.decode(self._sae.encode(x - mean)) + mean
+
+    @torch.no_grad()
+    def coefficients(self, x: Float[Tensor, "vector width"]) -> Float[Tensor, "vector latent"]:
+        """Effective coefficients a_i = scale * f_i, dense: x = offset + sum_i a_i d_i + error."""
+        read = x - self._mean(x)
+        found = self._sae.encode(read[None])[0]
+        return found * self._affine(read)[0] if self.normalises else found
+
+    def preactivations(
+        self, x: Float[Tensor, "vector width"], latents: Int[Tensor, " vector"] | None = None
+    ) -> Tensor:
+        """What effective coefficients are where their gate is open, differentiable: scale times
+        the pre-activation (of magnitudes, in gated SAEs).
+
+        latents: the one that is asked for of each vector, [vector]; all of them without, [vector,
+            latent].
+        """
+        read = x - self._mean(x)
+        taken = self._sae.process_sae_in(read[None])[0]
+        for state in ("ln_mu", "ln_std", "x_norm_coeff"):  # kept for a decode that does not follow
+            self._sae.__dict__.pop(state, None)
+        factor, bias = self._encoder
+        if latents is None:
+            made = (taken @ self._sae.W_enc) * factor + bias
+        else:
+            rows = self._sae.W_enc.T[latents]
+            made = (taken * rows).sum(-1) * factor[latents] + bias[latents]
+        if not self.normalises:
+            return made
+        scale = self._affine(read)[0]
+        return made * (scale if latents is None else scale[:, 0])
+
+    @cached_property
+    def _encoder(self) -> tuple[Tensor, Tensor]:
+        """(factor, bias): pre-activations are what is read times `W_enc`, times factor, plus
+        bias."""
+        sae = self._sae
+        if sae.cfg.architecture() == "gated":
+            return sae.r_mag.exp(), sae.b_mag
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+            norms = sae.W_dec.norm(dim=-1)
+            return norms, sae.b_enc * norms
+        return torch.ones_like(sae.b_enc), sae.b_enc
+
+    @cached_property
+    def encoder_norms(self) -> Float[Tensor, " latent"]:
+        """About how much a pre-activation can change where x moves by 1."""
+        return self._sae.W_enc.norm(dim=0) * self._encoder[0]
+
+    def offsets(self, x: Float[Tensor, "vector width"]) -> Float[Tensor, "vector width"]:
+        """The part of reconstructions that no latent is responsible for, differentiable."""
+        mean = self._mean(x)
+        return self._affine(x - mean)[1] + mean
 
     @torch.no_grad()
     def write(self, latents: Latents) -> Float[Tensor, "row position width"]:

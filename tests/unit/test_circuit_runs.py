@@ -15,7 +15,7 @@ from circuits.graph import Node
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
-from circuits.sites import Site
+from circuits.sites import Site, forward_order
 from tests import tiny
 from tests.circuits import reference_parts, run_circuit
 from tests.pairs import token_pairs
@@ -45,7 +45,7 @@ def random_table(saes: SaeSet, count: int, seed: int, summed: bool = False) -> N
     """Nodes at random, errors among them."""
     random = np.random.default_rng(seed)
     nodes: dict[Node, None] = {}
-    sites = tuple(saes)
+    sites = forward_order(saes)
     for _ in range(count):
         site = sites[random.integers(len(sites))]
         position = None if summed else int(random.integers(1, LENGTH))
