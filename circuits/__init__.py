@@ -9,9 +9,11 @@ result.heatmap()
 """
 
 from circuits.attribute import Attribution, attribute
+from circuits.circuit import CircuitResult, apply_circuit, circuit
 from circuits.direct import DirectEffects, direct
 from circuits.errors import CircuitsError
 from circuits.features import FeatureBank
+from circuits.graph import Circuit
 from circuits.models.load import load_model
 from circuits.patch import PatchResult, patch
 from circuits.prompts import Pair, PromptPairs, read_pairs
@@ -21,6 +23,8 @@ from circuits.task import load_task
 
 __all__ = [
     "Attribution",
+    "Circuit",
+    "CircuitResult",
     "CircuitsError",
     "DirectEffects",
     "FeatureBank",
@@ -28,7 +32,9 @@ __all__ = [
     "PatchResult",
     "PromptPairs",
     "Site",
+    "apply_circuit",
     "attribute",
+    "circuit",
     "direct",
     "load_model",
     "load_saes",

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from circuits.cli.attribute import attribute_command
+from circuits.cli.circuit import apply_command, circuit_command, diff_command
 from circuits.cli.direct import direct_command
 from circuits.cli.features import features_command
 from circuits.cli.patch import patch_command
@@ -26,6 +27,7 @@ from circuits.cli.show import (
     print_fidelity,
     print_patch,
 )
+from circuits.cli.show_circuit import print_circuit
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -39,6 +41,9 @@ app = typer.Typer(
 app.command("patch")(patch_command)
 app.command("attribute")(attribute_command)
 app.command("direct")(direct_command)
+app.command("circuit")(circuit_command)
+app.command("apply")(apply_command)
+app.command("diff")(diff_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
@@ -60,6 +65,7 @@ def show_command(
 ) -> None:
     """Print a finished run."""
     from circuits.attribute import Attribution
+    from circuits.circuit import CircuitResult
     from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
@@ -73,6 +79,8 @@ def show_command(
         print_fidelity(Fidelity.load(folder))
     elif method == "attribute":
         print_attribution(Attribution.load(folder))
+    elif method == "circuit":
+        print_circuit(CircuitResult.load(folder))
     elif method == "direct":
         print_direct(DirectEffects.load(folder))
     elif method == "features":

@@ -50,6 +50,14 @@ def print_patch(result: PatchResult) -> None:
     console.print(f"Sign: {record['sign_convention']}.", style="dim", highlight=False, markup=False)
 
 
+def print_loud(record: dict[str, Any]) -> None:
+    """The lines that must not be missed: of a forced run, and of SAEs that erase the contrast."""
+    _print_forced(record)
+    kept = record.get("saes_keep")
+    if kept and kept["gate"]:
+        console.print(kept["gate"], style="bold red", highlight=False, markup=False)
+
+
 def _print_forced(record: dict[str, Any]) -> None:
     from circuits.patch.ability import forced_line
 

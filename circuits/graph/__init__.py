@@ -9,5 +9,16 @@ from circuits.graph.circuit import (
     Profile,
     Token,
 )
+from circuits.graph.diff import Difference, difference
 
-__all__ = ["Circuit", "CircuitNode", "Edge", "GraphError", "Node", "Profile", "Token"]
+__all__ = [
+    "Circuit",
+    "CircuitNode",
+    "Difference",
+    "Edge",
+    "GraphError",
+    "Node",
+    "Profile",
+    "Token",
+    "difference",
+]

@@ -151,6 +151,15 @@ class Circuit:
         nodes = [replace(one, group=of.get(one.node, one.group)) for one in self.nodes]
         return replace(self, nodes=tuple(nodes))
 
+    def strongest(self, count: int) -> Circuit:
+        """The first `count` nodes and the edges between them: what can be drawn of a large one."""
+        edges = [e for e in self.edges if max(e.source, e.target or 0) < count]
+        kept = {
+            f"{one.node.site}/{one.node.latent}" for one in self.nodes[:count]
+        } & self.profiles.keys()
+        profiles = {key: self.profiles[key] for key in self.profiles if key in kept}
+        return replace(self, nodes=self.nodes[:count], edges=tuple(edges), profiles=profiles)
+
     def as_json(self) -> dict[str, Any]:
         """What the file holds."""
         nodes = []

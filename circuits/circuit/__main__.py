@@ -1,0 +1,5 @@
+"""`python -m circuits.circuit` is `circuits circuit`."""
+
+from circuits.cli import main
+
+main(["circuit"])
