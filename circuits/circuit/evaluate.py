@@ -26,7 +26,14 @@ from circuits.circuit.runs import GroupRuns
 from circuits.circuit.selections import Selections
 from circuits.circuit.wired import WiredRuns, Wiring
 from circuits.graph import Circuit
-from circuits.metrics import Metric, Summary, bootstrap_weights, logit_difference, summarise_ratio
+from circuits.metrics import (
+    SMALLEST_GAP,
+    Metric,
+    Summary,
+    bootstrap_weights,
+    logit_difference,
+    summarise_ratio,
+)
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import in_halves
 from circuits.prompts import PairGroup, PromptPairs
@@ -183,6 +190,8 @@ class Shares:
                 f"m(M) - m(0) is {denominator:+.3f}, under a fifth of the gap between clean and "
                 f"corrupted prompts ({gap:.3f}): a share of it would mean nothing"
             )
+        if abs(denominator) < SMALLEST_GAP:
+            return f"m(M) - m(0) is {denominator:+.3f}: shares of it would be shares of rounding"
         return None
 
     def summary(self) -> Summary:
@@ -209,4 +218,4 @@ def area(
     smallest size on: CPR of faithfulnesses, CMD of |1 - faithfulness| (Mueller et al. 2025)."""
     if list(sizes) != sorted(sizes) or len(sizes) < 2:
         raise CircuitError("an area needs at least two sizes, rising.")
-    return np.trapezoid(values, np.asarray(sizes, dtype=np.float64), axis=-1)
+    return np.asarray(np.trapezoid(values, np.asarray(sizes, dtype=np.float64), axis=-1))

@@ -100,16 +100,22 @@ class GroupRuns:
         self, chosen: Selections, batch_size: int | None = None
     ) -> Float[np.ndarray, "circuit reference pair"]:
         """The metric of every circuit with every reference on every pair."""
-        rows = self.rows(len(chosen))
-        layer = torch.tensor([self._enters(at) for at in chosen.first_sites().tolist()])
+        found = np.empty((len(chosen), len(self.references), len(self.group.indices)))
+        whole = chosen.whole()
+        found[whole] = self.whole
+        if whole.all():
+            return found
+        some = chosen.part(~whole)
+        rows = self.rows(len(some))
+        layer = torch.tensor([self._enters(at) for at in some.first_sites().tolist()])
         begins = (
             layer[rows.circuit.cpu()],
             self.start[rows.reference.cpu(), rows.pair.cpu()],
         )
-        edits = self.edits(chosen, rows)
-        return self._metrics(self.baseline, rows, begins, edits, batch_size).reshape(
-            len(chosen), len(self.references), -1
-        )
+        edits = self.edits(some, rows)
+        values = self._metrics(self.baseline, rows, begins, edits, batch_size)
+        found[~whole] = values.reshape(len(some), len(self.references), -1)
+        return found
 
     def _enters(self, first: int) -> int:
         """The layer at which a circuit enters whose first kept node is at site number `first`.

@@ -116,6 +116,24 @@ class Selections:
             return replace(self, errors=("out",) * len(self))
         return replace(self, errors_out=tuple(out | set(sites) for out in self.errors_out))
 
+    def whole(self) -> Bool[np.ndarray, " circuit"]:
+        """Which of them are everything there is: their run is the clean one."""
+        errors = np.array([how != "out" for how in self.errors]) & ~np.array(
+            [bool(out) for out in self.errors_out]
+        )
+        return self.inside.all(axis=1) & self.rest & errors
+
+    def part(self, which: Bool[np.ndarray, " circuit"]) -> Selections:
+        """Some of them."""
+        places = np.flatnonzero(which).tolist()
+        return Selections(
+            self.table,
+            self.inside[which],
+            self.rest[which],
+            tuple(self.errors[i] for i in places),
+            tuple(self.errors_out[i] for i in places),
+        )
+
     def first_sites(self) -> Int[np.ndarray, " circuit"]:
         """For each circuit, the first site at which it keeps something; the number of sites where
         it keeps nothing."""

@@ -95,7 +95,7 @@ def _line(
     label: str,
     colour: str,
     dash: str,
-    width: float,
+    width: float | int,
     column: int,
     band: bool,
 ) -> None:
