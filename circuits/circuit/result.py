@@ -111,8 +111,9 @@ class CircuitResult:
         found = shares.summary()
         table: Any = runs.assign(value=found.value, low=found.low, high=found.high)
         table = table[table["size"].notna() & table["detail"].isin(["", "0"])]
-        if self.record["sizes"][-1] == 1 and variant != ERRORS_OUT and not shares.problem:
+        if self.record["sizes"][-1] == 1 and variant != ERRORS_OUT:
             end = 0.0 if variant == COMPLEMENT else 1.0  # everything, or nothing
+            end = float("nan") if shares.problem else end
             last = {"size": 1.0, "nodes": self.record["nodes_seen"]}
             last |= {"value": end, "low": end, "high": end}
             table = pd.concat([table, pd.DataFrame([last])], ignore_index=True)
