@@ -234,9 +234,8 @@ class CircuitResult:
         """The interactive page of the circuit's drawn nodes, a whole HTML document."""
         from circuits.graph.page import graph_page
 
-        shown = self.described(bank).strongest(self.record["drawn"] or DRAWN)
         title = f"Circuit: {self.record['task']}"
-        return graph_page(shown, bank, title)
+        return graph_page(self.described(bank), bank, title, drawn=self.record["drawn"] or DRAWN)
 
     def headline(self) -> str:
         """One line about it."""
