@@ -223,12 +223,24 @@ class CircuitResult:
         ]
         return replace(self.circuit, nodes=tuple(nodes))
 
-    def figure(self) -> Any:
+    def curves_figure(self) -> Any:
         """Faithfulness over sizes as a plotly figure: references side by side, the circuit with
         and without errors, its complement, and random circuits."""
         from circuits.plots.circuit import curves
 
         return curves(self)
+
+    def removals_figure(self) -> Any:
+        """What the removal of the drawn nodes costs, the largest first, as a plotly figure."""
+        from circuits.plots.circuit import removals
+
+        return removals(self)
+
+    def edges_figure(self) -> Any:
+        """Faithfulness of the drawn nodes over the number of edges kept, as a plotly figure."""
+        from circuits.plots.circuit import edge_curve
+
+        return edge_curve(self)
 
     def graph(self, bank: FeatureBank | None = None) -> str:
         """The interactive page of the circuit's drawn nodes, a whole HTML document."""

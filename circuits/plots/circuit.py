@@ -179,7 +179,8 @@ def removals(result: CircuitResult) -> go.Figure:
             hovertemplate="%{y}<br>%{x:.3f}<extra></extra>",
         )
     )
-    largest = float(np.nanmax(np.abs(table[["value", "low", "high"]].to_numpy())))
+    ends = np.nan_to_num(table[["value", "low", "high"]].to_numpy())
+    largest = float(np.abs(ends).max()) or 1.0
     lines = [
         "m(C) \u2212 m(C without the node), as a share of m(M) \u2212 m(0), reference "
         f"{result.record['by']}, unseen pairs; blue: the circuit is worse without it, red: better. "
