@@ -1,0 +1,393 @@
+"""Edges against derivatives taken by hand: hooks of TransformerLens, one leaf at a time, pre-
+activations from the SAEs' weights. Nothing of `circuits.edges` or `circuits.models.blocked`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuits.attribute.batch import Batch, Sources
+from circuits.edges import EdgeTable, edge_effects
+from circuits.graph import Node
+from circuits.metrics import logit_difference
+from circuits.models.hooked import HookedModel
+from circuits.saes import SaeSet
+from circuits.sites import Site
+from tests import tiny
+from tests.pairs import token_pairs
+from tests.unit.test_attribute import linear_model, sae_set
+
+HOOKS = (
+    "blocks.0.hook_resid_post",
+    "blocks.1.attn.hook_z",
+    "blocks.1.hook_mlp_out",
+    "blocks.2.hook_resid_post",
+    "blocks.3.hook_mlp_out",
+)
+SITES = tuple(map(Site.parse, HOOKS))
+LATENTS, FIRST, LENGTH = 48, 3, 10
+PLACES = (5, 9)
+
+
+def batch_of(
+    model: HookedModel, saes: SaeSet, direction: Any = "denoising", count: int = 3, **more: Any
+) -> Batch:
+    [group] = token_pairs(count, **more).groups(8)
+    return Batch(model, Sources(tuple(saes), saes), group, logit_difference, direction)
+
+
+def nodes_at(
+    saes: SaeSet, positions: Sequence[int | None], sites: Sequence[Site] | None = None
+) -> list[Node]:
+    """All there are."""
+    found = []
+    for site, position in product(sites or list(saes), positions):
+        if position != 0:
+            found += [Node(site, "latent", j, position) for j in range(LATENTS)]
+            if saes[site].normalises:
+                found.append(Node(site, "offset", -1, position))
+        found.append(Node(site, "error", -1, position))
+    return found
+
+
+class ByHand:
+    """One pair. clean, base, other: activations of the plain runs, [position, width]; gradients: of
+    the metric in the base run."""
+
+    def __init__(self, model: HookedModel, saes: SaeSet, pair: int, denoising: bool = True) -> None:
+        self.bridge: Any = model.module
+        self.saes, self.sites = saes, list(SITES if set(saes) == set(SITES) else saes)
+        pairs = token_pairs(3)
+        texts = [torch.tensor([t[pair]]) for t in (pairs.clean_tokens, pairs.corrupted_tokens)]
+        self.words = pairs.answer_tokens[pair], pairs.foil_tokens[pair]
+        self.clean, self.corrupted = (self.cut(t, {}, hold=False)[0] for t in texts)
+        self.tokens = texts[1] if denoising else texts[0]
+        self.base, self.other = (
+            (self.corrupted, self.clean) if denoising else (self.clean, self.corrupted)
+        )
+        leaves = {site: torch.zeros_like(x).requires_grad_() for site, x in self.base.items()}
+        _, metric = self.cut(self.tokens, {}, added=leaves, hold=False)
+        found = torch.autograd.grad(metric, list(leaves.values()))
+        self.gradients = dict(zip(leaves, found, strict=True))
+
+    def cut(
+        self,
+        tokens: Tensor,
+        leaves: Mapping[Site, Tensor],
+        *,
+        added: Mapping[Site, Tensor] | None = None,
+        hold: bool = True,
+    ) -> tuple[dict[Site, Tensor], Tensor]:
+        """What arrives at each site, and the metric. leaves: what goes on instead; where there is
+        none, a fixed copy does (hold), or the activation itself plus `added`."""
+        arriving: dict[Site, Tensor] = {}
+
+        def hook_for(site: Site) -> Any:
+            def hook(x: Tensor, hook: Any) -> Tensor:
+                arriving[site] = x.flatten(2)[0]
+                if site in leaves:
+                    return leaves[site].reshape(x.shape)
+                if hold:
+                    return x.detach().clone()
+                return x if added is None else x + added[site].reshape(x.shape)
+
+            return hook
+
+        hooks = [(site.hook_name, hook_for(site)) for site in self.sites]
+        last = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
+        return arriving, last[self.words[0]] - last[self.words[1]]
+
+    def writes(self, site: Site) -> dict[str, Tensor]:
+        """Clean less corrupted: coefficients of latents [position, latent], errors and offsets."""
+        found: dict[str, list[Tensor]] = {"latent": [], "error": [], "offset": []}
+        for x in (self.clean[site], self.corrupted[site]):
+            read = x.detach()
+            coefficient, offset = self.coefficients(site, read), self.offset(site, read)
+            found["latent"].append(coefficient)
+            found["offset"].append(offset)
+            found["error"].append(read - offset - coefficient @ self.saes[site].rows)
+        made = {role: clean - corrupted for role, (clean, corrupted) in found.items()}
+        for write in made.values():
+            write[:FIRST] = 0
+        return made
+
+    def _scale(self, site: Site, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(what the encoder reads, scale, mean)."""
+        module: Any = self.saes[site].module
+        mean, scale, eps = torch.zeros(1), torch.ones(1), 0.0
+        if module.cfg.normalize_activations == "layer_norm":
+            mean, scale, eps = x.mean(-1, keepdim=True), x.std(-1, keepdim=True), 1e-5
+        elif module.cfg.normalize_activations == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return (x - mean) / (scale + eps) - module.b_dec, scale, mean
+
+    def preactivations(self, site: Site, x: Tensor) -> Tensor:
+        """Effective ones, differentiable."""
+        module: Any = self.saes[site].module
+        read, scale, _ = self._scale(site, x)
+        if module.cfg.architecture() == "gated":
+            return (read @ (module.W_enc * module.r_mag.exp()) + module.b_mag) * scale
+        return (read @ module.W_enc + module.b_enc) * scale
+
+    def coefficients(self, site: Site, x: Tensor) -> Tensor:
+        """By SAELens' own encoder."""
+        module: Any = self.saes[site].module
+        return module.encode(x[None])[0].detach() * self._scale(site, x)[1]
+
+    def offset(self, site: Site, x: Tensor) -> Tensor:
+        module: Any = self.saes[site].module
+        _, scale, mean = self._scale(site, x)
+        return module.b_dec * scale + mean + torch.zeros_like(x)
+
+    def through(self, site: Site, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+        """<what each node writes, g>, of what arrives: [position] or [position, latent]."""
+        coefficients, offset = self.coefficients(site, x), self.offset(site, x)
+        rows = self.saes[site].rows
+        return {
+            "latent": coefficients * (g @ rows.T),
+            "offset": (offset * g).sum(-1),
+            "error": ((x - offset - coefficients @ rows) * g).sum(-1),
+        }
+
+    def moved(self, site: Site, step: float = 1e-4) -> Tensor:
+        """What all earlier sites' changes add to what arrives, to first order: a central difference
+        of the run in which every site has a leaf."""
+        ends = []
+        for sign in (1, -1):
+            leaves = {}
+            for s in self.sites:
+                change = self.other[s] - self.base[s]
+                leaves[s] = (self.base[s] + sign * step * change).detach()
+            ends.append(self.cut(self.tokens, leaves)[0][site])
+        return ((ends[0] - ends[1]) / (2 * step)).detach()
+
+    def slopes(self, site: Site, gates: str) -> Tensor:
+        """[position, latent]."""
+        x = self.base[site].detach()
+        before = self.coefficients(site, x)
+        if gates == "local":
+            return (before != 0).double()
+        move = self.moved(site)
+        step = 1e-5
+        ends = [self.preactivations(site, x + sign * step * move) for sign in (1, -1)]
+        along = (ends[0] - ends[1]) / (2 * step)
+        after = self.coefficients(site, x + move)
+        local = (before != 0).double()
+        return torch.where(along.abs() > 1e-9, (after - before) / along, local)
+
+    def quantity(self, node: Node, x: Tensor, slopes: Tensor) -> Tensor:
+        """What of the metric goes through a node, as a function of what arrives at its site."""
+        q, g = node.position, self.gradients[node.site]
+        assert q is not None
+        shares = self.saes[node.site].rows @ g[q]
+        made = self.preactivations(node.site, x)[q] * slopes[q] * shares
+        offset = (self.offset(node.site, x)[q] * g[q]).sum()
+        if node.role == "latent":
+            return made[node.latent]
+        return offset if node.role == "offset" else (x[q] * g[q]).sum() - made.sum() - offset
+
+    def edges(
+        self, target: Node | None, slopes: Mapping[Site, Tensor]
+    ) -> dict[Site, dict[str, Tensor]]:
+        """From every node of every earlier site: by role [position] or, of latents, [position,
+        latent]."""
+        found = {}
+        ends = len(self.sites) if target is None else self.sites.index(target.site)
+        for site in self.sites[:ends]:
+            leaf = self.base[site].detach().requires_grad_()
+            arriving, metric = self.cut(self.tokens, {site: leaf})
+            value = metric
+            if target is not None:
+                value = self.quantity(target, arriving[target.site], slopes[target.site])
+            gradient = torch.zeros_like(leaf)
+            if value.requires_grad:
+                [got] = torch.autograd.grad(value, leaf, allow_unused=True)
+                gradient = gradient if got is None else got
+            writes = self.writes(site)
+            found[site] = {
+                "latent": writes["latent"] * (gradient @ self.saes[site].rows.T),
+                "error": (writes["error"] * gradient).sum(-1),
+                "offset": (writes["offset"] * gradient).sum(-1),
+            }
+        return found
+
+
+def by_node(edges: Mapping[Site, Mapping[str, Tensor]], sources: Sequence[Node]) -> Tensor:
+    """The same in the order of `sources`; 0 from sites that are not before the target's."""
+    found = []
+    for node in sources:
+        value: Any = 0.0
+        if node.site in edges:
+            value = edges[node.site][node.role][node.position]
+            value = value[node.latent] if node.role == "latent" else value
+        found.append(float(value))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def some_targets(hand: ByHand, table: EdgeTable, gates: str) -> list[Node]:
+    """At each later site and place the two strongest latents that are open in the base run and the
+    strongest closed one, the error, and the offset if there is one."""
+    found: list[Node] = []
+    weight = table.dense()[:, :-1].abs().sum((0, 2))
+    strength = dict(zip(table.targets, weight.tolist(), strict=False))
+    for site, place in product(hand.sites[1:], PLACES):
+        open_now = hand.coefficients(site, hand.base[site].detach())[place] != 0
+        latents = [Node(site, "latent", j, place) for j in range(LATENTS)]
+        latents.sort(key=lambda node: -strength[node])
+        found += [n for n in latents if open_now[n.latent]][:2]
+        found += [n for n in latents if not open_now[n.latent]][:1]
+        found.append(Node(site, "error", -1, place))
+        if hand.saes[site].normalises:
+            found.append(Node(site, "offset", -1, place))
+    return found
+
+
+HAND: list[tuple[str, str, str, Any]] = [
+    ("standard", "none", "local", "denoising"),
+    ("standard", "layer_norm", "secant", "denoising"),
+    ("jumprelu", "none", "local", "noising"),
+    ("jumprelu", "none", "secant", "denoising"),
+    ("jumprelu", "constant_norm_rescale", "secant", "noising"),
+    ("gated", "none", "secant", "denoising"),
+    ("gated", "constant_norm_rescale", "local", "denoising"),
+    ("topk", "none", "secant", "noising"),
+    ("topk", "layer_norm", "secant", "denoising"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "normalise", "gates", "direction"), HAND)
+def test_every_kind_of_edge_is_the_derivative_by_hand(
+    architecture: str, normalise: str, gates: Any, direction: Any
+) -> None:
+    model = tiny.bridge("gpt2", torch.float64)
+    saes = sae_set(architecture, HOOKS, model, normalize_activations=normalise)
+    sources = nodes_at(saes, range(FIRST, LENGTH))
+    every = nodes_at(saes, PLACES)
+    table = edge_effects(batch_of(model, saes, direction), every, sources, gates=gates)
+    dense = table.dense()
+    place = {node: i for i, node in enumerate(table.targets)}
+    pair = 1
+    hand = ByHand(model, saes, pair, direction == "denoising")
+    slopes = {site: hand.slopes(site, gates) for site in hand.sites}
+    biggest: dict[tuple[Any, ...], float] = {}
+    worst = 0.0
+    for target in [*some_targets(hand, table, gates), None]:
+        wanted = by_node(hand.edges(target, slopes), sources)
+        worst = max(worst, float((dense[pair, place[target]] - wanted).abs().max()))
+        for source, weight in zip(sources, wanted.tolist(), strict=True):
+            end: Any = "metric" if target is None else (target.site, target.role)
+            kind = (source.site, source.role, end)
+            biggest[kind] = max(biggest.get(kind, 0.0), abs(weight))
+    assert worst < (1e-6 if gates == "secant" else 1e-10)  # secants by finite differences
+    # Kinds that can be are there, and not by a rounding error.
+    direct = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (3, 4)]
+    roles = ["latent", "error"] + (["offset"] if normalise != "none" else [])
+    for (a, b), before, after in product(direct, roles, roles):
+        least = 1e-6 if "offset" in (before, after) else 1e-3
+        assert biggest[SITES[a], before, (SITES[b], after)] > least
+    for a, before in product((3, 4), roles):
+        assert biggest[SITES[a], before, "metric"] > 1e-4
+    # The residual stream at layer 2 stands between.
+    assert biggest[SITES[1], "latent", (SITES[4], "latent")] == 0
+    assert biggest[SITES[0], "error", "metric"] == 0
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_what_comes_in_at_a_latent_is_its_change(architecture: str, direction: Any) -> None:
+    """Of closed latents too; the first-order change of what arrives is a finite difference."""
+    model = tiny.bridge("gpt2", torch.float64)
+    saes = sae_set(architecture, HOOKS, model)
+    nodes = nodes_at(saes, PLACES)
+    table = edge_effects(batch_of(model, saes, direction), nodes, [])
+    sign = 1 if direction == "denoising" else -1
+    opened = 0
+    for pair in range(3):
+        hand = ByHand(model, saes, pair, direction == "denoising")
+        for site in SITES[1:]:
+            x, move = hand.base[site].detach(), hand.moved(site)
+            before, after = hand.coefficients(site, x), hand.coefficients(site, x + move)
+            shares = hand.gradients[site] @ saes[site].rows.T
+            for i, node in enumerate(nodes):
+                if node.site == site and node.role == "latent":
+                    at = (node.position, node.latent)
+                    wanted = sign * float((shares * (after - before))[at])
+                    assert float(table.incoming[pair, i]) == pytest.approx(wanted, abs=1e-6)
+                    opened += bool(before[at] == 0 and abs(wanted) > 1e-3)
+    assert opened > 20
+    assert float(table.unsteady[:, 0].sum()) == 0 and float(table.unsteady[:, 1].sum()) > 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalise"), [("jumprelu", "none"), ("standard", "layer_norm")]
+)
+def test_local_edges_are_finite_differences_of_the_blocked_model(
+    architecture: str, normalise: str
+) -> None:
+    model = tiny.bridge("gpt2", torch.float64)
+    saes = sae_set(architecture, HOOKS, model, normalize_activations=normalise)
+    nodes = nodes_at(saes, PLACES)
+    table = edge_effects(batch_of(model, saes), nodes, nodes, gates="local")
+    pair, step, checked = 0, 1e-7, 0  # shorter than the way to any kink
+    hand = ByHand(model, saes, pair)
+    dense = table.dense()[pair, :-1]
+    for a in range(len(SITES) - 1):
+        of_site = [i for i, node in enumerate(nodes) if node.site == SITES[a]]
+        strongest = dense[:, of_site].abs().sum(0).topk(3).indices.tolist()
+        for i in [of_site[k] for k in strongest]:
+            source = nodes[i]
+            write = hand.writes(source.site)[source.role][source.position]
+            if source.role == "latent":
+                write = write[source.latent] * saes[source.site].rows[source.latent]
+            ends = []
+            for sign in (1, -1):
+                leaves = {site: x.detach().clone() for site, x in hand.base.items()}
+                leaves[source.site][source.position] += sign * step * write
+                ends.append(hand.cut(hand.tokens, leaves)[0])
+            values = [
+                {
+                    site: hand.through(site, end[site].detach(), hand.gradients[site])
+                    for site in SITES[a + 1 :]
+                }
+                for end in ends
+            ]
+            for k, target in enumerate(nodes):
+                if target.site in values[0]:
+                    up, down = (v[target.site][target.role][target.position] for v in values)
+                    wanted: Any = (up - down) / (2 * step)
+                    wanted = float(wanted[target.latent] if target.role == "latent" else wanted)
+                    assert float(dense[k, i]) == pytest.approx(wanted, abs=1e-6)
+                    checked += abs(wanted) > 1e-3
+    assert checked > 100
+
+
+def test_the_middle_of_the_stream_is_a_site() -> None:
+    """On a `HookedTransformer`, where a hook at the middle reaches the whole stream."""
+    model = linear_model()
+    hooks = (
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_attn_out",
+        "blocks.0.hook_resid_mid",
+        "blocks.0.hook_mlp_out",
+    )
+    saes = sae_set("jumprelu", hooks, model)
+    sources, targets = nodes_at(saes, range(FIRST, LENGTH)), nodes_at(saes, PLACES)
+    table = edge_effects(batch_of(model, saes), targets, sources)
+    hand = ByHand(model, saes, 2)
+    hand.sites = [Site.parse(hook) for hook in hooks]
+    hand.gradients[hand.sites[2]] = hand.gradients[hand.sites[1]]
+    slopes = {site: hand.slopes(site, "secant") for site in hand.sites}
+    place = {node: i for i, node in enumerate(table.targets)}
+    dense = table.dense()
+    biggest: dict[Site | None, float] = {}
+    for target in [*some_targets(hand, table, "secant"), None]:
+        wanted = by_node(hand.edges(target, slopes), sources)
+        assert (dense[2, place[target]] - wanted).abs().max() < 1e-6
+        end = None if target is None else target.site
+        biggest[end] = max(biggest.get(end, 0.0), float(wanted.abs().max()))
+    assert len(biggest) == 4 and min(biggest.values()) > 1e-2
