@@ -17,7 +17,7 @@ from circuits.circuit.evaluate import Places
 from circuits.circuit.references import CircuitError
 from circuits.circuit.selections import ROLES, NodeTable, Selections
 from circuits.metrics import Summary, bootstrap_weights, summarise_mean
-from circuits.prompts import Alignment
+from circuits.prompts import Alignment, PromptPairs
 from circuits.sites import Site, forward_order
 
 # Shares of all nodes that were seen, as in the MIB benchmark (Mueller et al. 2025). The last one is
@@ -30,7 +30,8 @@ _RESAMPLES = 200
 class Candidates:
     """All nodes with an effect, the strongest first.
 
-    table: the nodes. effect, clean, corrupted: means over the pairs, in the table's order.
+    table: the nodes. effect, clean, corrupted: means over the pairs, in the table's order; of
+        coefficients over those pairs that have begun to differ at the position.
     pair, node, value: effects of each pair, sparse: positions in `pairs` and in the table.
     pairs: the pairs of the attribution that were used. places: what their tokens stand for.
     """
@@ -75,7 +76,7 @@ class Candidates:
             marks = tuple((name, position) for position, name in names.items())
             places = Places(False, chosen.template, chosen.length, marks)
         sites = forward_order(Site.parse(str(name)) for name in found.record["sites"])
-        return _ranked(scores, sites, used, summed, places)
+        return _ranked(scores, sites, used, summed, places, _counts(prompts, used))
 
     def top(self, counts: Sequence[int]) -> Bool[np.ndarray, "circuit node"]:
         """The strongest so many, for each count."""
@@ -131,8 +132,24 @@ class Candidates:
         return {"mean": float(np.mean(overlaps)), "low": float(low), "high": float(high)}
 
 
+def _counts(prompts: PromptPairs, used: Sequence[int]) -> NDArray[np.int64]:
+    """By position, how many of the pairs have begun to differ there: before that the values of
+    their nodes are not in the scores."""
+    length = max(len(prompts.clean_tokens[i]) for i in used)
+    counts = np.zeros(length, dtype=np.int64)
+    for i in used:
+        both = zip(prompts.clean_tokens[i], prompts.corrupted_tokens[i], strict=True)
+        counts[next(p for p, (clean, corrupted) in enumerate(both) if clean != corrupted) :] += 1
+    return counts
+
+
 def _ranked(
-    scores: Any, sites: tuple[Site, ...], used: Sequence[int], summed: bool, places: Places
+    scores: Any,
+    sites: tuple[Site, ...],
+    used: Sequence[int],
+    summed: bool,
+    places: Places,
+    counts: NDArray[np.int64],
 ) -> Candidates:
     """Effects per pair and node, the nodes ranked by the size of their mean."""
     place = {str(site): i for i, site in enumerate(sites)}
@@ -155,13 +172,15 @@ def _ranked(
     means = means.iloc[order]
     where = means.index.to_frame(index=False)
     table = NodeTable(sites, *[where[key].to_numpy(np.int64) for key in keys])
+    # Coefficients are means over the pairs in which they are known.
+    known = 1.0 if summed else len(used) / np.maximum(counts[table.position], 1)
     per_pair: Any = flat.groupby([*keys, "pair"])["effect"].sum().reset_index()
     at = means.index.get_indexer(pd.MultiIndex.from_frame(per_pair[keys]))
     return Candidates(
         table,
         means["effect"].to_numpy(np.float64),
-        means["clean"].to_numpy(np.float64),
-        means["corrupted"].to_numpy(np.float64),
+        means["clean"].to_numpy(np.float64) * known,
+        means["corrupted"].to_numpy(np.float64) * known,
         per_pair["pair"].to_numpy(np.int64),
         np.asarray(at, dtype=np.int64),
         per_pair["effect"].to_numpy(np.float64),

@@ -81,8 +81,14 @@ class Places:
             marks = pairs.positions[i]
             for names, place in self.names:
                 for name in names.split("/"):  # several names of one position
-                    if name in marks:
-                        found[row, marks[name]] = place
+                    if name not in marks:
+                        continue
+                    if int(found[row, marks[name]]) not in (-1, place):
+                        raise CircuitError(
+                            f"in pair {i} one token has the names of two positions of the circuit "
+                            f"({name} is one of them): it cannot stand for both."
+                        )
+                    found[row, marks[name]] = place
         return found
 
 

@@ -36,7 +36,7 @@ from circuits.patch.draw import draw
 from circuits.prompts import PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.saes import SaeSet
-from circuits.sites import Site
+from circuits.sites import Site, forward_order
 from circuits.task import Task
 
 _SCORES = 1  # raised when scores are computed in another way: old parts are not mixed with new
@@ -106,12 +106,18 @@ def circuit(
         n_eval=n_eval,
     )
     metric_name, function = find_metric(metric)
+    forward_order(sites or saes)  # two SAEs of one tensor are refused before any work
     if attribution is not None:
         _check_attribution(attribution, model, saes, metric_name)
         pairs = attribution.prompts
         sites = [Site.parse(name) for name in attribution.record["sites"]]
         contrast = attribution.record.get("contrast")
         prompts = pairs if isinstance(prompts, PromptPairs) else prompts
+        if isinstance(prompts, PromptPairs) and evaluate_on is None:
+            raise CircuitError(
+                "the attribution used all of its pairs, so a circuit of it is judged on others: "
+                "give evaluate_on."
+            )
     drawing: dict[str, Any] = {"contrast": contrast, "seed": seed, "prepend_bos": prepend_bos}
     given = draw(
         model,
@@ -122,6 +128,11 @@ def circuit(
         split=split,
         **drawing,
     )
+    if attribution is not None and attribution.record["task"] != given.name:
+        raise CircuitError(
+            f"the attribution is of {attribution.record['task']}, not of {given.name}: give that "
+            "task."
+        )
     sets = make_sets(
         model, given, n_eval=n_eval, seed=seed, evaluate_on=evaluate_on, prepend_bos=prepend_bos
     )
@@ -187,6 +198,7 @@ def circuit(
             sets.found if summed else aligned,
             nodes,
             nodes,
+            direction=found.record["direction"],
             metric=metric,
             progress=progress,
         )

@@ -51,6 +51,10 @@ def circuit_command(
     drawn: Annotated[
         int, typer.Option("--drawn", min=0, help="Strongest nodes that get edges and a picture.")
     ] = 100,
+    judge_file: Annotated[
+        Path | None,
+        typer.Option("--judge-file", help="Your own pairs to judge it on, as --pairs-file."),
+    ] = None,
     n_eval: Annotated[
         int, typer.Option("--n-eval", min=2, help="Other pairs that it is judged on, twice.")
     ] = 32,
@@ -85,6 +89,7 @@ def circuit_command(
     from circuits.circuit import REFERENCES, circuit
     from circuits.circuit.plan import make_plan
     from circuits.features import FeatureBank
+    from circuits.prompts import PromptPairs, read_pairs
 
     begun = start(
         "circuit",
@@ -116,18 +121,21 @@ def circuit_command(
             "that run has them",
         )
         effects = Attribution.load(attribution)
+    judged = read_pairs(judge_file) if judge_file else None
     words = FeatureBank.load(bank or "embedded") if bank or saes == "embedded" else None
     loaded = begun.task.load(model, device=device, dtype=dtype)
     found = load_set(saes, loaded, layers, l0, width, sae_memory)
     bos = found.prepend_bos if prepend_bos is None else prepend_bos
     if effects is not None:
         bos = effects.prompts.prepend_bos
+    other = PromptPairs.from_texts(judged, loaded.tokenizer, bos) if judged else None
     with interruptible():
         result = circuit(
             loaded,
             begun.prompts(loaded, bos),
             saes=found,
             attribution=effects,
+            evaluate_on=other,
             method=method,
             metric=metric,
             summed=summed,

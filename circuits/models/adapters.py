@@ -312,8 +312,12 @@ class TransformerAdapter:
     def hook_point(self, site: Site) -> nn.Module:
         if site.layer >= self.n_layers:
             raise SiteError(f"{site}: the model has layers 0 to {self.n_layers - 1}.")
-        point = self.module.hook_dict.get(site.hook_name)
-        if point is None or (site.kind == "resid_mid" and self.module.cfg.parallel_attn_mlp):
+        point, cfg = self.module.hook_dict.get(site.hook_name), self.module.cfg
+        # These two are made although nothing goes through them.
+        idle = (site.kind == "resid_mid" and cfg.parallel_attn_mlp) or (
+            site.kind == "mlp_out" and cfg.attn_only
+        )
+        if point is None or idle:
             raise SiteError(f"this HookedTransformer has no {site.kind}; use another site.")
         return point
 

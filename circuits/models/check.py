@@ -95,9 +95,11 @@ def _require_causal(model: HookedModel, tokens: Tensor, vocab: int) -> None:
     _, before = model.cache(tokens, [site])
     _, after = model.cache(later, [site])
     early = before[site][:, :-1].double()
-    moved = (early - after[site][:, :-1].double()).norm(dim=-1) / early.norm(dim=-1)
+    moved = (early - after[site][:, :-1].double()).norm(dim=-1)
+    tolerance = _TOLERANCE if model.dtype.itemsize >= 4 else _STREAM_TOLERANCE
     # Position by position: the first one is so large that it would hide what happens to others.
-    if float(moved.max()) > (_TOLERANCE if model.dtype.itemsize >= 4 else _STREAM_TOLERANCE):
+    # Not as a quotient, which would be NaN where nothing is written.
+    if bool((moved > tolerance * early.norm(dim=-1)).any()):
         raise ModelError(
             f"{model.name} is not causal: a later token changes earlier positions. Only models "
             "that read from left to right can be patched token by token."

@@ -21,7 +21,7 @@ from circuits.graph import Circuit, GraphError, difference
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
-from circuits.sites import Site
+from circuits.sites import Site, SiteError
 from tests.pairs import token_pairs
 from tests.unit.test_attribute import sae_set
 from tests.unit.test_circuit_runs import RESIDUAL, model_of, templated
@@ -88,6 +88,28 @@ def test_the_ladder_is_the_strongest_nodes_and_everything(model: HookedModel, sa
     assert candidates.count(threshold) == 10
     with pytest.raises(CircuitError, match="lower threshold"):
         candidates.count(1e9)
+
+
+def test_mean_coefficients_are_of_the_pairs_that_have_begun_to_differ(
+    model: HookedModel, saes: SaeSet
+) -> None:
+    """Before a pair's first difference its nodes have no rows: that is not a coefficient of 0."""
+    early, late = ordered(model, 1), token_pairs(1, seed=2, first=6)
+    fields = {
+        name: getattr(early, name) + getattr(late, name)
+        for name in early.__dataclass_fields__
+        if isinstance(getattr(early, name), tuple)
+    }
+    pairs = replace(early, **fields | {"templates": ("one",) * 2})
+    found = attribute(model, pairs, saes=saes, audit_pairs=0, force=True, progress=False)
+    candidates = Candidates.of(found)
+    _, values = model.cache(torch.tensor(pairs.clean_tokens), list(saes))
+    table = candidates.table
+    for at in np.flatnonzero(table.role == 0)[:200].tolist():
+        node = table.node(at)
+        latents = saes[node.site].encode(values[node.site])[:, node.position or 0, node.latent]
+        known = latents if (node.position or 0) >= 6 else latents[:1]
+        assert candidates.clean[at] == pytest.approx(float(known.mean()), abs=1e-9)
 
 
 def test_random_circuits_have_as_many_of_each_role(model: HookedModel, saes: SaeSet) -> None:
@@ -270,6 +292,8 @@ def test_an_attribution_that_was_made_before(model: HookedModel, saes: SaeSet) -
     assert one.scores.equals(two.scores)
     with pytest.raises(CircuitError, match="drawn"):
         one.removals()
+    with pytest.raises(CircuitError, match="give evaluate_on"):
+        circuit(model, pairs, attribution=effects, **{**options, "evaluate_on": None})
     others = sae_set("jumprelu", ("blocks.1.hook_resid_post",), model)
     with pytest.raises(CircuitError, match="that is not given here"):
         circuit(model, pairs, attribution=effects, **{**options, "saes": others})
@@ -317,6 +341,16 @@ def test_areas_are_those_of_trapezoids() -> None:
 def test_bad_options_are_refused_before_any_pass(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CircuitError, match=message):
         make_plan(**options)
+
+
+def test_two_saes_of_one_tensor_are_refused_before_any_pass(
+    model: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run", "cache", "gradients", "baseline"):
+        monkeypatch.setattr(HookedModel, name, None)
+    hooks = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_pre")
+    with pytest.raises(SiteError, match="one tensor"):
+        circuit(model, token_pairs(4), saes=sae_set("jumprelu", hooks, model), force=True)
 
 
 def test_pairs_to_judge_on_must_be_others(model: HookedModel, saes: SaeSet) -> None:
