@@ -228,12 +228,10 @@ class Attribution:
 
         return audit_figure(self)
 
-    def html(self, describe: Callable[[str, int], str] | None = None) -> str:
-        """All figures on one page that opens without a network."""
+    def sections(self, describe: Callable[[str, int], str] | None = None) -> list[tuple[str, Any]]:
+        """Headings with the figures below them, or HTML where there is nothing to draw."""
         from circuits.plots import PlotError
-        from circuits.report import page
 
-        record = self.record
         sections: list[tuple[str, Any]] = []
         groups = self.prompts.alignments()
         for number, group in enumerate(groups, start=1):
@@ -246,9 +244,16 @@ class Attribution:
                 except PlotError as error:  # nothing differs up to there: said, not left out
                     figure = f"<p>{html.escape(str(error))}</p>"
                 sections.append((f"The strongest latents at {name}", figure))
-        if record.get("audit"):
+        if self.record.get("audit"):
             sections.append(("How far to trust it", self.audit_figure()))
-        return page(f"Attribution of {record['task']} on {record['model']}", sections)
+        return sections
+
+    def html(self, describe: Callable[[str, int], str] | None = None) -> str:
+        """All figures on one page that opens without a network."""
+        from circuits.report import page
+
+        title = f"Attribution of {self.record['task']} on {self.record['model']}"
+        return page(title, self.sections(describe))
 
     def save(
         self, folder: str | Path | None = None, describe: Callable[[str, int], str] | None = None

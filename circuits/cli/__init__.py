@@ -18,6 +18,7 @@ from circuits.cli.circuit import apply_command, circuit_command, diff_command
 from circuits.cli.direct import direct_command
 from circuits.cli.features import features_command
 from circuits.cli.patch import patch_command
+from circuits.cli.report import report_command
 from circuits.cli.running import run_app
 from circuits.cli.saes import saes_command
 from circuits.cli.show import (
@@ -47,6 +48,7 @@ app.command("diff")(diff_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
+app.command("report")(report_command)
 
 
 def main(prefix: Sequence[str] = ()) -> None:

@@ -90,6 +90,7 @@ def circuit_command(
     from circuits.circuit.plan import make_plan
     from circuits.features import FeatureBank
     from circuits.prompts import PromptPairs, read_pairs
+    from circuits.runs import sha256_of
 
     begun = start(
         "circuit",
@@ -147,6 +148,9 @@ def circuit_command(
             keep_parts=begun.folder.parent,
         )
     begun.note(result.record, ctx.obj)
+    if judge_file:
+        result.record["judge_file"] = str(judge_file)
+        result.record["judge_file_sha256"] = sha256_of(judge_file)
     result.save(begun.folder, words)
     print_circuit(result, words)
     console.print(

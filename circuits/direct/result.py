@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,20 +184,26 @@ class DirectEffects:
 
         return nodes_figure(self, top)
 
-    def page(self) -> str:
-        """All figures as one HTML page that opens without a network."""
-        from circuits.report import page
-
+    def sections(self, sites: Sequence[Site] | None = None) -> list[tuple[str, Any]]:
+        """Headings with the figures below them. sites: the residual sites with an SAE from which on
+        there is a waterfall; all of them by default."""
         sections: list[tuple[str, Any]] = [
             ("Where the gap in logit difference comes from", self.waterfall()),
             ("Direct and mediated effects by layer", self.layers_figure()),
         ]
-        for site in self.sae_sites:
+        for site in self.sae_sites if sites is None else sites:
             if site.kind.startswith("resid"):
                 sections.append((f"From {site} on", self.waterfall(site)))
         if self.sae_sites:
             sections.append(("Direct and mediated effects of latents", self.nodes_figure()))
-        return page(f"Direct effects: {self.record['task']}, {self.record['model']}", sections)
+        return sections
+
+    def page(self) -> str:
+        """All figures as one HTML page that opens without a network."""
+        from circuits.report import page
+
+        title = f"Direct effects: {self.record['task']}, {self.record['model']}"
+        return page(title, self.sections())
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write the run's folder (default `runs/<task>/direct-<time>`) and return its path."""

@@ -294,8 +294,8 @@ def sections(result: CircuitResult) -> list[tuple[str, go.Figure | str]]:
     stable = result.record["stability"]
     about = (
         f"<p>{html.escape(result.headline())}: {html.escape(result.record['chosen'])}. "
-        f"On resampled pairs {100 * stable['mean']:.0f}% of it is found again (Jaccard index "
-        f"{stable['mean']:.2f}, from {stable['low']:.2f} to {stable['high']:.2f}).</p>"
+        "The circuits of resampled pairs share its nodes with a Jaccard index of "
+        f"{stable['mean']:.2f}, from {stable['low']:.2f} to {stable['high']:.2f}.</p>"
     )
     loud = _loud(result)
     if loud:

@@ -1,9 +1,9 @@
-"""Edges against derivatives taken by hand: hooks of TransformerLens, one leaf at a time, pre-
-activations from the SAEs' weights. Nothing of `circuits.edges` or `circuits.models.blocked`."""
+"""Edges against derivatives by hand: TransformerLens' hooks, one leaf at a time, SAEs' weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -67,9 +67,9 @@ class ByHand:
         self.words = pairs.answer_tokens[pair], pairs.foil_tokens[pair]
         self.clean, self.corrupted = (self.cut(t, {}, hold=False)[0] for t in texts)
         self.tokens = texts[1] if denoising else texts[0]
-        self.base, self.other = (
-            (self.corrupted, self.clean) if denoising else (self.clean, self.corrupted)
-        )
+        self.base, self.other = self.corrupted, self.clean
+        if not denoising:
+            self.base, self.other = self.clean, self.corrupted
         leaves = {site: torch.zeros_like(x).requires_grad_() for site, x in self.base.items()}
         _, metric = self.cut(self.tokens, {}, added=leaves, hold=False)
         found = torch.autograd.grad(metric, list(leaves.values()))
@@ -102,6 +102,7 @@ class ByHand:
         last = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
         return arriving, last[self.words[0]] - last[self.words[1]]
 
+    @cache  # noqa: B019
     def writes(self, site: Site) -> dict[str, Tensor]:
         """Clean less corrupted: coefficients of latents [position, latent], errors and offsets."""
         found: dict[str, list[Tensor]] = {"latent": [], "error": [], "offset": []}
@@ -111,10 +112,8 @@ class ByHand:
             found["latent"].append(coefficient)
             found["offset"].append(offset)
             found["error"].append(read - offset - coefficient @ self.saes[site].rows)
-        made = {role: clean - corrupted for role, (clean, corrupted) in found.items()}
-        for write in made.values():
-            write[:FIRST] = 0
-        return made
+        later = (torch.arange(LENGTH) >= FIRST)[:, None]
+        return {role: (clean - corrupted) * later for role, (clean, corrupted) in found.items()}
 
     def _scale(self, site: Site, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(what the encoder reads, scale, mean)."""
@@ -170,14 +169,14 @@ class ByHand:
         """[position, latent]."""
         x = self.base[site].detach()
         before = self.coefficients(site, x)
+        local = (before != 0).double()
         if gates == "local":
-            return (before != 0).double()
+            return local
         move = self.moved(site)
         step = 1e-5
-        ends = [self.preactivations(site, x + sign * step * move) for sign in (1, -1)]
-        along = (ends[0] - ends[1]) / (2 * step)
+        up, down = (self.preactivations(site, x + sign * step * move) for sign in (1, -1))
+        along = (up - down) / (2 * step)
         after = self.coefficients(site, x + move)
-        local = (before != 0).double()
         return torch.where(along.abs() > 1e-9, (after - before) / along, local)
 
     def quantity(self, node: Node, x: Tensor, slopes: Tensor) -> Tensor:
@@ -217,16 +216,20 @@ class ByHand:
         return found
 
 
-def by_node(edges: Mapping[Site, Mapping[str, Tensor]], sources: Sequence[Node]) -> Tensor:
-    """The same in the order of `sources`; 0 from sites that are not before the target's."""
+def in_order(
+    edges: Mapping[Site, Mapping[str, Tensor]], saes: SaeSet, sites: Sequence[Site]
+) -> Tensor:
+    """From all nodes of `sites` at positions from FIRST on, in the order of `nodes_at`; 0 from
+    sites that are not before the target's."""
     found = []
-    for node in sources:
-        value: Any = 0.0
-        if node.site in edges:
-            value = edges[node.site][node.role][node.position]
-            value = value[node.latent] if node.role == "latent" else value
-        found.append(float(value))
-    return torch.tensor(found, dtype=torch.float64)
+    for site in sites:
+        roles = ["latent", "offset", "error"] if saes[site].normalises else ["latent", "error"]
+        count = LATENTS + len(roles) - 1
+        part = torch.zeros(LENGTH, count, dtype=torch.float64)
+        if site in edges:
+            part = torch.cat([edges[site][role].reshape(LENGTH, -1) for role in roles], 1)
+        found.append(part[FIRST:].flatten())
+    return torch.cat(found)
 
 
 def some_targets(hand: ByHand, table: EdgeTable, gates: str) -> list[Node]:
@@ -266,7 +269,7 @@ def test_every_kind_of_edge_is_the_derivative_by_hand(
 ) -> None:
     model = tiny.bridge("gpt2", torch.float64)
     saes = sae_set(architecture, HOOKS, model, normalize_activations=normalise)
-    sources = nodes_at(saes, range(FIRST, LENGTH))
+    sources = nodes_at(saes, range(FIRST, LENGTH), SITES)
     every = nodes_at(saes, PLACES)
     table = edge_effects(batch_of(model, saes, direction), every, sources, gates=gates)
     dense = table.dense()
@@ -276,13 +279,17 @@ def test_every_kind_of_edge_is_the_derivative_by_hand(
     slopes = {site: hand.slopes(site, gates) for site in hand.sites}
     biggest: dict[tuple[Any, ...], float] = {}
     worst = 0.0
+    kinds: dict[tuple[Site, str], list[int]] = {}
+    for i, node in enumerate(sources):
+        kinds.setdefault((node.site, node.role), []).append(i)
     for target in [*some_targets(hand, table, gates), None]:
-        wanted = by_node(hand.edges(target, slopes), sources)
+        wanted = in_order(hand.edges(target, slopes), saes, SITES)
         worst = max(worst, float((dense[pair, place[target]] - wanted).abs().max()))
-        for source, weight in zip(sources, wanted.tolist(), strict=True):
-            end: Any = "metric" if target is None else (target.site, target.role)
-            kind = (source.site, source.role, end)
-            biggest[kind] = max(biggest.get(kind, 0.0), abs(weight))
+        end: Any = "metric" if target is None else (target.site, target.role)
+        for kind, rows in kinds.items():
+            biggest[(*kind, end)] = max(
+                biggest.get((*kind, end), 0.0), float(wanted[rows].abs().max())
+            )
     assert worst < (1e-6 if gates == "secant" else 1e-10)  # secants by finite differences
     # Kinds that can be are there, and not by a rounding error.
     direct = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (3, 4)]
@@ -376,17 +383,18 @@ def test_the_middle_of_the_stream_is_a_site() -> None:
         "blocks.0.hook_mlp_out",
     )
     saes = sae_set("jumprelu", hooks, model)
-    sources, targets = nodes_at(saes, range(FIRST, LENGTH)), nodes_at(saes, PLACES)
+    sites = [Site.parse(hook) for hook in hooks]
+    sources, targets = nodes_at(saes, range(FIRST, LENGTH), sites), nodes_at(saes, PLACES)
     table = edge_effects(batch_of(model, saes), targets, sources)
     hand = ByHand(model, saes, 2)
-    hand.sites = [Site.parse(hook) for hook in hooks]
+    hand.sites = sites
     hand.gradients[hand.sites[2]] = hand.gradients[hand.sites[1]]
     slopes = {site: hand.slopes(site, "secant") for site in hand.sites}
     place = {node: i for i, node in enumerate(table.targets)}
     dense = table.dense()
     biggest: dict[Site | None, float] = {}
     for target in [*some_targets(hand, table, "secant"), None]:
-        wanted = by_node(hand.edges(target, slopes), sources)
+        wanted = in_order(hand.edges(target, slopes), saes, hand.sites)
         assert (dense[2, place[target]] - wanted).abs().max() < 1e-6
         end = None if target is None else target.site
         biggest[end] = max(biggest.get(end, 0.0), float(wanted.abs().max()))
