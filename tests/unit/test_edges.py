@@ -67,9 +67,8 @@ class ByHand:
         self.words = pairs.answer_tokens[pair], pairs.foil_tokens[pair]
         self.clean, self.corrupted = (self.cut(t, {}, hold=False)[0] for t in texts)
         self.tokens = texts[1] if denoising else texts[0]
-        self.base, self.other = self.corrupted, self.clean
-        if not denoising:
-            self.base, self.other = self.clean, self.corrupted
+        both = self.clean, self.corrupted
+        self.base, self.other = reversed(both) if denoising else both
         leaves = {site: torch.zeros_like(x).requires_grad_() for site, x in self.base.items()}
         _, metric = self.cut(self.tokens, {}, added=leaves, hold=False)
         found = torch.autograd.grad(metric, list(leaves.values()))
