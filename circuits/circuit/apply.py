@@ -91,17 +91,7 @@ def apply_circuit(
                 f"{name}_high": found.high[i],
             }
         rows.append(row)
-    return Applied(pd.DataFrame(rows), m, whole, _carried(places, table, pairs))
-
-
-def _carried(places: Places, table: NodeTable, pairs: PromptPairs) -> float:
-    """The share of nodes whose position stands in the prompts."""
-    shares = []
-    for group in pairs.groups():
-        labels = places.labels(pairs, group).numpy()
-        for row in labels:
-            shares.append(1.0 if places.summed else float(np.isin(table.position, row).mean()))
-    return float(np.mean(shares))
+    return Applied(pd.DataFrame(rows), m, whole, places.carried(table.position, pairs))
 
 
 def _check(model: HookedModel, circuit: Circuit, saes: SaeSet) -> None:

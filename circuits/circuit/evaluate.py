@@ -68,6 +68,14 @@ class Places:
         """Whether a pair is of the template."""
         return pairs.templates[i] == self.template and len(pairs.clean_tokens[i]) == self.length
 
+    def carried(self, positions: Int[np.ndarray, " node"], pairs: PromptPairs) -> float:
+        """The share of nodes at these positions of a table that have a place in the prompts, mean
+        over pairs."""
+        if self.summed:
+            return 1.0
+        labels = [row for group in pairs.groups() for row in self.labels(pairs, group).numpy()]
+        return float(np.mean([np.isin(positions, row).mean() for row in labels]))
+
     def labels(self, pairs: PromptPairs, group: PairGroup) -> Int[Tensor, "pair position"]:
         """For every token the position it stands for, -1 for none."""
         length = group.clean.shape[1]

@@ -273,15 +273,12 @@ def _set_record(judge: Judge, pairs: PromptPairs, count: int) -> dict[str, Any]:
     places = judge.candidates.places
     record = pairs.as_record()
     same = [places.summed or places.same(pairs, i) for i in range(len(pairs))]
-    named = {position for _, position in places.names}
-    positions = judge.candidates.table.position[:count]
-    carried = float(np.mean([int(p) in named for p in positions]))
     return {
         "pairs": record,
         "metric_clean": base.clean_metric.tolist(),
         "metric_corrupted": base.corrupted_metric.tolist(),
         "same_template": float(np.mean(same)),
-        "carried": float(np.mean([1.0 if one else carried for one in same])),
+        "carried": places.carried(judge.candidates.table.position[:count], pairs),
     }
 
 

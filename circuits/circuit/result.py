@@ -166,7 +166,7 @@ class CircuitResult:
                     if not self._has(variant, name):
                         continue
                     table: Any = self.of_circuit(variant, name, reference)
-                    table = table[~table["detail"].str.contains(".", regex=False)]
+                    table = table[~table["detail"].isin(self.record["sites"])]
                     for end in ("", "_low", "_high"):
                         row[label + end] = float(table[end.strip("_") or "value"].mean())
                 rows.append(row | self.areas(CIRCUIT, name, reference))

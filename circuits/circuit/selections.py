@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,11 +57,6 @@ class NodeTable:
         role = ROLES[int(self.role[at])]
         where = None if position < 0 else position
         return Node(self.sites[int(self.site[at])], role, int(self.latent[at]), where)  # pyright: ignore
-
-    @property
-    def summed(self) -> bool:
-        """Whether its nodes stand for all positions."""
-        return bool(len(self) and (self.position < 0).all())
 
 
 @dataclass(frozen=True)
@@ -223,10 +218,3 @@ class SiteMembers:
     def _column(self, label: Tensor) -> Tensor:
         known = (label >= 0) & (label < self.labels)
         return torch.where(known, label, self.labels)
-
-
-def members(
-    chosen: Selections, widths: Mapping[Site, int], device: torch.device
-) -> dict[Site, SiteMembers]:
-    """Membership at every site. widths: latents of each site's dictionary."""
-    return {site: SiteMembers(chosen, site, d_sae, device) for site, d_sae in widths.items()}

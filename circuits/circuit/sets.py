@@ -16,7 +16,7 @@ from circuits.task import TaskError
 FOUND, UNSEEN, HELD_OUT = "found", "unseen", "held_out"
 SETS = {
     FOUND: "the pairs it was found on",
-    UNSEEN: "other pairs, not used to find it",
+    UNSEEN: "unseen pairs",
     HELD_OUT: "pairs of held-out templates",
 }
 _FEWEST = 4  # pairs of one's own that are split into two halves

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from circuits.circuit.judge import CIRCUIT, COMPLEMENT, ERRORS_IN, ERRORS_OUT, RANDOM
 from circuits.circuit.result import CircuitResult
-from circuits.circuit.sets import HELD_OUT, SETS, UNSEEN
+from circuits.circuit.sets import HELD_OUT, UNSEEN
 from circuits.patch.ability import forced_line
 from circuits.plots.base import BLUE, RED, WIDTH, title, visible
 from circuits.report import page
@@ -231,7 +230,7 @@ def edge_curve(result: CircuitResult) -> go.Figure:
         nodes["value"],
         line={"color": "#d94801", "dash": "dash"},
         annotation_text=f"the same nodes, all paths: {nodes['value']:.2f}",
-        annotation_position="top left",
+        annotation_position="top right",
     )
     figure.add_hline(0, line={"color": "#bbb", "width": 1})
     lines = [
@@ -251,59 +250,9 @@ def edge_curve(result: CircuitResult) -> go.Figure:
     return figure
 
 
-def table_of(result: CircuitResult) -> str:
-    """The summary as an HTML table."""
-    rows = []
-    for row in result.summary().to_dict("records"):
-        cells = [SETS.get(row["set"], row["set"]), row["reference"]]
-        if row["problem"]:
-            rows.append(_cells([*cells, row["problem"]], span=7))
-            continue
-        for name in ("faithfulness", "completeness", "errors_out", "errors_in", "random"):
-            value = row.get(name, float("nan"))
-            low, high = row.get(f"{name}_low", float("nan")), row.get(f"{name}_high", float("nan"))
-            cells.append("" if np.isnan(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]")
-        rows.append(_cells([*cells, f"{row['cpr']:.2f}", f"{row['cmd']:.2f}"]))
-    heads = (
-        "pairs",
-        "reference",
-        "faithfulness",
-        "completeness",
-        "no errors kept",
-        "all errors kept",
-        "random nodes",
-        "CPR",
-        "CMD",
-    )
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    style = "border-collapse:collapse;font-size:13px"
-    return (
-        f'<table border="1" cellpadding="4" style="{style}"><tr>{head}</tr>{"".join(rows)}</table>'
-    )
-
-
-def _cells(values: list[str], span: int = 1) -> str:
-    *first, last = [html.escape(value) for value in values]
-    return (
-        "<tr>" + "".join(f"<td>{v}</td>" for v in first) + f'<td colspan="{span}">{last}</td></tr>'
-    )
-
-
-def sections(result: CircuitResult) -> list[tuple[str, go.Figure | str]]:
-    """What the page of a circuit has, and what a report shows of it."""
-    stable = result.record["stability"]
-    about = (
-        f"<p>{html.escape(result.headline())}: {html.escape(result.record['chosen'])}. "
-        "The circuits of resampled pairs share its nodes with a Jaccard index of "
-        f"{stable['mean']:.2f}, from {stable['low']:.2f} to {stable['high']:.2f}.</p>"
-    )
-    loud = _loud(result)
-    if loud:
-        about += f'<p class="loud">{html.escape(loud)}</p>'
-    found: list[tuple[str, go.Figure | str]] = [
-        ("The circuit", about + table_of(result)),
-        ("Faithfulness", curves(result)),
-    ]
+def figures(result: CircuitResult) -> list[tuple[str, go.Figure | str]]:
+    """The figures of a circuit with their headings, for its page and for reports."""
+    found: list[tuple[str, go.Figure | str]] = [("Faithfulness", curves(result))]
     if result.record["drawn"]:
         found.append(("Removals", removals(result)))
         found.append(("Edges", edge_curve(result)))
@@ -312,4 +261,10 @@ def sections(result: CircuitResult) -> list[tuple[str, go.Figure | str]]:
 
 def page_of(result: CircuitResult) -> str:
     """The page of a circuit."""
-    return page(f"Circuit of {_where(result)}", sections(result))
+    from circuits.report.tables import Html, paragraph
+    from circuits.report.worth import worth_of
+
+    loud = _loud(result)
+    warned = paragraph(loud, "loud") if loud else Html("")
+    about = paragraph(result.headline()) + warned + worth_of(result)
+    return page(f"Circuit of {_where(result)}", [("The circuit", about), *figures(result)])

@@ -6,58 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from circuits.circuit.result import DRAWN
 from circuits.features import FeatureBank
 from circuits.graph import Circuit
-from circuits.patch.result import count
 from circuits.report.folders import Run
 from circuits.report.methods import NARROW, WORDS, Sections, unit
-from circuits.report.tables import (
-    NONE,
-    Html,
-    bullets,
-    interval,
-    number,
-    of_row,
-    paragraph,
-    table,
-    token,
-)
+from circuits.report.tables import Html, interval, paragraph, table, token
+from circuits.report.worth import worth_of
 
 _TOP = 20  # nodes in the table
-_DRAWN = 100  # in the graph, where the run drew none
 _HEIGHT = 950  # pixels of the graph's frame
-SETS = {
-    "found": "the pairs it was found on",
-    "unseen": "unseen pairs",
-    "held_out": "pairs of held-out templates",
-}
-_COLUMNS = {
-    "faithfulness": "faithfulness",
-    "completeness": "completeness",
-    "errors_out": "no errors kept",
-    "errors_in": "all errors kept",
-    "random": "random nodes",
-}
-_EXPLAINED = (
-    "Faithfulness: what the circuit alone keeps of the metric; 1 is the whole model, 0 is every "
-    "node at the reference. Completeness: the same of everything but the circuit; near 0 means "
-    "that nothing else carries it. No errors, all errors kept: the circuit's latents with none or "
-    "with all of the SAEs' errors. Random nodes: as many nodes, drawn by chance. CPR: area under "
-    "faithfulness over sizes; CMD: area between it and 1, best at 0. 95% intervals over pairs."
-)
 
 
 def circuit_sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
     """What it is worth, on which pairs; curves, removals and edges as on the circuit's own page;
     its strongest nodes; its graph, with cards of the bank that knows its latents."""
     from circuits.graph.page import graph_fragment
-    from circuits.plots.circuit import sections
+    from circuits.plots.circuit import figures
 
     result = run.result
     bank = bank_for(run.record, banks)
-    shown = result.described(bank).strongest(run.record["drawn"] or _DRAWN)
-    found: Sections = [("What it is worth", _worth(run))]
-    found += sections(result)[1:]  # the first is the same table
+    shown = result.described(bank).strongest(run.record["drawn"] or DRAWN)
+    found: Sections = [("What it is worth", worth_of(result))]
+    found += figures(result)
     found.append(("Its strongest nodes", _nodes(run, shown)))
     note = (
         "Click a node for its card and its strongest edges; the slider leaves out weak edges. A "
@@ -65,67 +36,6 @@ def circuit_sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
     )
     frame = Html(graph_fragment(shown, bank, f"Circuit: {run.record['task']}", _HEIGHT))
     return [*found, ("Graph", paragraph(note, "note") + frame)]
-
-
-def _worth(run: Run) -> Html:
-    record, stable = run.record, run.record["stability"]
-    index = interval(stable["mean"], stable["low"], stable["high"], ".2f")
-    found = paragraph(
-        f"{record['nodes']:,} of {record['nodes_seen']:,} nodes at {', '.join(record['sites'])}: "
-        f"{record['chosen']}. Found again on resampled pairs, it has a Jaccard "
-        f"index of {index} with itself; 1 is the same nodes."
-    )
-    rows = run.result.summary().to_dict("records")
-    for name, base in record["sets"].items():
-        mine = [row for row in rows if row["set"] == name]
-        which = count(len(base["metric_clean"]), "pair")
-        found += paragraph(f"On {which}, {SETS.get(name, name)}:") + _set_table(mine)
-    return found + paragraph(_EXPLAINED, "note") + _notes(run)
-
-
-def _set_table(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """What it is worth on one set of pairs, a row a reference; without what was not measured."""
-    usable = [row for row in rows if not row["problem"]]
-    shown = [key for key in _COLUMNS if any(number(row.get(key), "") != NONE for row in usable)]
-    lines = [
-        [
-            row["reference"],
-            *(of_row(row, key, ".2f") for key in shown),
-            *(number(row[key], ".2f") for key in ("cpr", "cmd")),
-        ]
-        for row in usable
-    ]
-    heads = ("reference", *(_COLUMNS[key] for key in shown), "CPR", "CMD")
-    none = [
-        f"No ratio with reference {r['reference']}: {r['problem']}."
-        for r in rows
-        if r not in usable
-    ]
-    return (table(heads, lines, heads[1:]) if lines else Html("")) + (
-        bullets(none) if none else Html("")
-    )
-
-
-def _notes(run: Run) -> Html:
-    """What the table does not say: how far nodes have a place in other prompts, what was not
-    measured, how much sits behind closed gates."""
-    lines = []
-    for name, base in run.record["sets"].items():
-        which = f"{SETS.get(name, name)} ({count(len(base['metric_clean']), 'pair')})"
-        if base["carried"] < 1:
-            lines.append(
-                f"On {which} {number(base['carried'], '.0%')} of its nodes have a place, that of "
-                "the same name; the others are left out there."
-            )
-    for name, why in run.record["missing"].items():
-        lines.append(f"Not measured on {SETS.get(name, name)}: {why}.")
-    closed = {one["site"]: one["share"] for one in run.record.get("edges", {}).get("closed", ())}
-    if closed.get("all") is not None:
-        lines.append(
-            f"{number(closed['all'], '.0%')} of the latents' effect sits behind gates that are "
-            "closed in the corrupted run; edges use secant gates."
-        )
-    return bullets(lines) if lines else Html("")
 
 
 def _nodes(run: Run, shown: Circuit) -> Html:

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from circuits.circuit.sets import SETS
 from circuits.patch.result import count
 from circuits.prompts import PromptPairs
-from circuits.report.circuits import SETS
 from circuits.report.folders import Run, Subject
 from circuits.report.tables import Html, code, escaped, facts, paragraph, table, token
 

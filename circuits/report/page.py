@@ -12,6 +12,10 @@ body { font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; }
 h2 { font-size: 18px; margin: 28px 0 6px; max-width: 950px; }
 p { margin: 4px 0 8px; max-width: 950px; }
 .loud { color: #cb181d; font-weight: bold; }
+.note { color: #555; font-size: 13px; }
+table { border-collapse: collapse; font-size: 13px; margin: 6px 0; }
+th, td { text-align: left; padding: 2px 10px 2px 0; border-bottom: 1px solid #eee; }
+.number { text-align: right; white-space: nowrap; }
 </style>"""
 
 

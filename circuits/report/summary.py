@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from circuits.circuit.sets import SETS
 from circuits.patch.result import count
-from circuits.report.circuits import SETS, share_of_nodes, worth
+from circuits.report.circuits import share_of_nodes, worth
 from circuits.report.facts import NOUNS
 from circuits.report.folders import Run, Subject
 from circuits.report.methods import moves, node_name, place, unit

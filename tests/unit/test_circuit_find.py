@@ -156,7 +156,14 @@ def test_what_is_judged(result: CircuitResult) -> None:
     assert errors == ["", *record["sites"]]
     assert len(result.of_circuit("random")) == 3
     assert len(result.removals()) == 12 and len(result.edge_curve()) == 5
-    assert not set(result.summary()["faithfulness"].isna()) - {False, True}
+    [alone] = result.of_circuit("circuit", UNSEEN, "corrupted")["value"]
+    table = result.summary()
+    row = table[(table["set"] == UNSEEN) & (table["reference"] == "corrupted")].iloc[0]
+    assert row["faithfulness"] == pytest.approx(alone, nan_ok=True)
+    draws = result.of_circuit("random", UNSEEN, "corrupted")["value"]
+    assert row["random"] == pytest.approx(draws.mean(), nan_ok=True)
+    removed = result.of_circuit("errors out", UNSEEN, "corrupted")["value"].iloc[0]
+    assert row["errors_out"] == pytest.approx(removed, nan_ok=True)
 
 
 def test_a_run_is_saved_whole_and_read_back(result: CircuitResult, tmp_path: Path) -> None:
