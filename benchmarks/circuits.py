@@ -51,6 +51,7 @@ from circuits.circuit.references import REFERENCES
 from circuits.circuit.sets import select
 from circuits.edges import edge_effects
 from circuits.metrics import logit_difference
+from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
@@ -129,11 +130,11 @@ class Naive:
         """With every site encoded, masked and decoded."""
         kept, other = self.masks[circuit], self.references[reference]
 
-        def edit(site: Site) -> Callable[[Tensor], Tensor]:
+        def edit(site: Site) -> Edit:
             sae: Any = self.saes[site].module
             (mask, errors), (latents, error) = kept[site], other[site]
 
-            def apply(x: Tensor) -> Tensor:
+            def apply(x: Tensor, start: int) -> Tensor:
                 found = sae.encode(x)
                 left = x - sae.decode(found)
                 chosen = torch.where(mask, found, latents)

@@ -62,8 +62,9 @@ class Inputs:
 
     tokens: ids; at the slots their values do not matter, only their place.
     slots: positions whose input embedding is overwritten, ascending.
-    embeddings: what stands there, one vector a slot.
-    recurrence: how the embeddings came about, for methods that roll them out again.
+    embeddings: what stands there, one vector a slot. None lets the recurrence make them while the
+        model runs, so that whatever is changed before a slot changes what stands there.
+    recurrence: how the embeddings come about.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -74,10 +75,34 @@ class Inputs:
     def __post_init__(self) -> None:
         shape = None if self.embeddings is None else tuple(self.embeddings.shape[:2])
         expected = (self.tokens.shape[0], len(self.slots)) if self.slots else None
-        if shape != expected:
+        if shape != expected and not (self.rolled and self.recurrence is not None):
             raise TaskError(f"embeddings for [row, slot] = {expected} expected, got {shape}.")
         if any(not 0 <= s < self.tokens.shape[1] for s in self.slots):
             raise TaskError(f"slots {self.slots} outside {self.tokens.shape[1]} positions.")
+        if list(self.slots) != sorted(set(self.slots)):
+            raise TaskError(f"slots {self.slots} must ascend.")
+        if self.recurrence is not None:
+            sources = self.recurrence.sources
+            before = [0 <= a < b for a, b in zip(sources, self.slots, strict=False)]
+            if len(sources) != len(self.slots) or not all(before):
+                raise TaskError(
+                    f"sources {sources} of slots {self.slots}: one before each slot is expected."
+                )
+
+    @property
+    def rolled(self) -> bool:
+        """Whether the embeddings are made while the model runs."""
+        return bool(self.slots) and self.embeddings is None
+
+    def of(self, rows: Int[Tensor, " some"]) -> Inputs:
+        """Some of the rows."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return Inputs(self.tokens[rows], self.slots, embeddings, self.recurrence)
+
+    def to(self, device: Any) -> Inputs:
+        """The same on a device."""
+        embeddings = None if self.embeddings is None else self.embeddings.to(device)
+        return Inputs(self.tokens.to(device), self.slots, embeddings, self.recurrence)
 
 
 @dataclass(frozen=True)

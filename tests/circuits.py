@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.saes import Sae, SaeSet
 from circuits.sites import Site
@@ -83,8 +84,8 @@ def run_circuit(
 ) -> Tensor:
     """Logits at the last position of one prompt."""
 
-    def edit(site: Site) -> Callable[[Tensor], Tensor]:
-        def apply(x: Tensor) -> Tensor:
+    def edit(site: Site) -> Edit:
+        def apply(x: Tensor, start: int) -> Tensor:
             sae = saes[site]
             return mixed(sae, site, parts_of(sae, x[0]), other[site], keep)[None]
 

@@ -20,6 +20,7 @@ from circuits.circuit.references import Means, Reference, ReferenceName, referen
 from circuits.circuit.selections import Selections, SiteMembers
 from circuits.metrics import Metric, Targets, evaluate
 from circuits.models.edited_rows import resume_edited
+from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.models.resume import Baseline, earliest
 from circuits.prompts import PairGroup
@@ -166,7 +167,7 @@ class GroupRuns:
     def _circuit_baseline(self, chosen: Selections, rows: Rows) -> Baseline:
         """The circuit's own runs as a baseline, one entry a reference and pair."""
         every = torch.arange(len(rows), device=self.model.device)
-        edits = {site: _at_start(edit, every) for site, edit in self.edits(chosen, rows).items()}
+        edits = {site: _of_rows(edit, every) for site, edit in self.edits(chosen, rows).items()}
         tokens = self.group.clean[rows.pair.cpu()]
         return self.model.baseline(tokens, int(self.start.min()), edits)
 
@@ -192,8 +193,8 @@ class GroupRuns:
         return found
 
 
-def _at_start(edit: SiteAblation, rows: Int[Tensor, " row"]):
-    def apply(x: Tensor) -> Tensor:
-        return edit(x, rows, 0)
+def _of_rows(edit: SiteAblation, rows: Int[Tensor, " row"]) -> Edit:
+    def apply(x: Tensor, start: int) -> Tensor:
+        return edit(x, rows, start)
 
     return apply

@@ -102,6 +102,28 @@ class Adapter(Protocol):
         """
         ...
 
+    def new_cache(self, rows: int, before: KeysValues | None = None) -> Any:
+        """A cache of keys and values that `step` reads and lengthens.
+
+        before: keys and values of the positions that are known, one entry a row.
+        """
+        ...
+
+    def step(
+        self, tokens: Int[Tensor, "row position"], cache: Any, every: bool = False
+    ) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row some vocab"]]:
+        """Run positions behind those in `cache`: the final norm's output at each of them, and
+        logits at the last one or, with `every`, at each."""
+        ...
+
+    def kept(self, cache: Any) -> KeysValues:
+        """Keys and values of every layer in `cache`."""
+        ...
+
+    def cut(self, keys_values: KeysValues, length: int, rows: Tensor) -> KeysValues:
+        """Keys and values of some rows at the first `length` positions."""
+        ...
+
 
 class _PrefixLayer(CacheLayerMixin):
     """A cache layer that puts a fixed prefix before what it is given, and stores nothing."""
@@ -241,18 +263,40 @@ class BridgeAdapter:
             output = self._last_logits(input_ids=tokens, past_key_values=cache, use_cache=True)
         finally:
             handle.remove()
+        return output.logits[:, -1], self.kept(cache)
+
+    def kept(self, cache: Any) -> KeysValues:
         if len(cache.layers) != self.n_layers:
             raise ModelError(
                 f"{type(self._hf).__name__} kept keys and values of {len(cache.layers)} of "
                 f"{self.n_layers} layers."
             )
-        kept = []
+        kept: KeysValues = []
         for layer in cache.layers:
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None:
                 raise ModelError(f"{type(self._hf).__name__} has layers without keys and values.")
             kept.append((keys, values))
-        return output.logits[:, -1], kept
+        return kept
+
+    def new_cache(self, rows: int, before: KeysValues | None = None) -> DynamicCache:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(before or []):
+            cache.update(keys, values, layer)
+        return cache
+
+    def step(
+        self, tokens: Int[Tensor, "row position"], cache: Any, every: bool = False
+    ) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row some vocab"]]:
+        hidden: list[Tensor] = []
+        with HookSet() as hooks:
+            hooks.on_output(self.module.ln_final, "final norm", hidden.append)
+            run = self._hf if every else self._last_logits
+            output = run(input_ids=tokens, past_key_values=cache, use_cache=True)
+        return hidden[0], output.logits if every else output.logits[:, -1:]
+
+    def cut(self, keys_values: KeysValues, length: int, rows: Tensor) -> KeysValues:
+        return [(k[rows, :, :length], v[rows, :, :length]) for k, v in keys_values]
 
     def forward_from(
         self, layer: int, suffix: Int[Tensor, "one position"], prefix: Prefix
@@ -328,7 +372,11 @@ class TransformerAdapter:
         cfg = self.module.cfg
         if cfg.normalization_type is not None:
             residual = self.module.ln_final(residual)
-        logits = self.module.unembed(residual)
+        return self._logits(residual)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        cfg = self.module.cfg
+        logits = self.module.unembed(normed)
         cap = cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
@@ -347,15 +395,41 @@ class TransformerAdapter:
     def forward_keeping(
         self, tokens: Int[Tensor, "row position"]
     ) -> tuple[Float[Tensor, "row vocab"], KeysValues]:
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-        cache = TransformerLensKeyValueCache.init_cache(
-            self.module.cfg, self.module.cfg.device, tokens.shape[0]
-        )
+        cache = self.new_cache(len(tokens))
         # Given outright, because it is otherwise looked up with a tokenizer. Nothing is padded.
         mask = torch.ones_like(tokens)
         logits = self._last_logits(tokens, past_kv_cache=cache, attention_mask=mask)
-        return logits, [(entry.past_keys, entry.past_values) for entry in cache.entries]
+        return logits, self.kept(cache)
+
+    def new_cache(self, rows: int, before: KeysValues | None = None) -> Any:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        cfg = self.module.cfg
+        cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, rows)
+        for entry, (keys, values) in zip(cache.entries, before or [], strict=False):
+            entry.past_keys, entry.past_values = keys, values
+        length = cache.entries[0].past_keys.shape[1]
+        ones = torch.ones(rows, length, dtype=torch.long, device=self.module.cfg.device)
+        cache.previous_attention_mask = ones
+        return cache
+
+    def step(
+        self, tokens: Int[Tensor, "row position"], cache: Any, every: bool = False
+    ) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row some vocab"]]:
+        mask = torch.ones_like(tokens)
+        residual = self.module(
+            tokens, stop_at_layer=self.n_layers, past_kv_cache=cache, attention_mask=mask
+        )
+        if self.module.cfg.normalization_type is None:
+            raise ModelError("a model without a final norm has no thoughts.")
+        hidden = self.module.ln_final(residual)
+        return hidden, self._logits(hidden if every else hidden[:, -1:])
+
+    def kept(self, cache: Any) -> KeysValues:
+        return [(entry.past_keys, entry.past_values) for entry in cache.entries]
+
+    def cut(self, keys_values: KeysValues, length: int, rows: Tensor) -> KeysValues:
+        return [(k[rows, :length], v[rows, :length]) for k, v in keys_values]
 
     def forward_from(
         self, layer: int, suffix: Int[Tensor, "one position"], prefix: Prefix

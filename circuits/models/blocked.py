@@ -21,12 +21,11 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from circuits.models.adapters import Prefix
-from circuits.models.edits import hook_edit
+from circuits.models.edits import Edit, hook_edit
 from circuits.models.hooks import HookSet
 from circuits.models.memory import out_of_memory
 from circuits.models.resume import earliest
 from circuits.sites import Site, forward_order
-from circuits.task import Inputs
 
 if TYPE_CHECKING:
     from circuits.models.hooked import HookedModel
@@ -143,7 +142,7 @@ class BlockedRuns:
             for site in self.sites:
                 last = site == self.sites[-1]
                 edit = self._cut(site, made, None if last else moves, last and not to_logits)
-                hook_edit(hooks, adapter, earliest(site, self._model.n_layers), edit)
+                hook_edit(hooks, adapter, earliest(site, self._model.n_layers), edit, self.start)
 
         # Fused attention has no forward-mode derivatives.
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), forward_ad.dual_level():
@@ -155,8 +154,8 @@ class BlockedRuns:
 
     def _cut(
         self, site: Site, made: Blocked, moves: Mapping[Site, Tensor] | None, ends: bool
-    ) -> Callable[[Tensor], Tensor]:
-        def edit(x: Tensor) -> Tensor:
+    ) -> Edit:
+        def edit(x: Tensor, start: int) -> Tensor:
             value, tangent = forward_ad.unpack_dual(x)
             leaf = value.detach().requires_grad_()
             made.arriving[site], made.leaves[site] = value, leaf
@@ -165,7 +164,7 @@ class BlockedRuns:
                 raise _Enough
             if moves is None:
                 return leaf
-            move = moves[site][:, self.start : self.start + x.shape[1]]
+            move = moves[site][:, start : start + x.shape[1]]
             return forward_ad.make_dual(leaf, move.to(leaf))
 
         return edit
@@ -174,7 +173,7 @@ class BlockedRuns:
         adapter, tokens = self._model.adapter, self._tokens[:, :stop]
         with HookSet() as hooks:
             if not self._model.can_resume:
-                self._model.hook_inputs(hooks, Inputs(tokens))
+                self._model.hook_inputs(hooks, self._model.inputs(tokens))
                 change(hooks)
                 return adapter.forward(tokens)
             entering = self._entering[:, : stop - self.start]

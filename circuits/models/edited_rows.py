@@ -15,12 +15,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.models.edits import FLAT, hook_edit
+from circuits.models.adapters import ModelError
+from circuits.models.edits import FLAT, Edit, hook_edit
 from circuits.models.hooks import HookSet
 from circuits.models.resume import Baseline, Pass, earliest, run_pass
-from circuits.models.rows import in_parts
+from circuits.models.rows import in_parts, resume_stepped
 from circuits.sites import Site
-from circuits.task import Inputs
 
 if TYPE_CHECKING:
     from circuits.models.hooked import HookedModel
@@ -82,6 +82,18 @@ def _run(
     """Logits at the last position, or the activations at `until`."""
     reached: list[Tensor] = []
     start = part.start if model.can_resume else 0
+    if baseline.inputs.rolled:
+        if until is not None:
+            raise ModelError(
+                "thoughts that are made while the model runs cannot be stopped at a site: hold "
+                "them fixed."
+            )
+
+        def edit_piece(hooks: HookSet, begin: int, stop: int) -> None:
+            for site, edit in edits.items():
+                hook_edit(hooks, model.adapter, site, _bound(edit, part.rows), begin)
+
+        return resume_stepped(model, baseline, pairs, part, edit_piece)
     lowest = int(part.layers[0]) if model.can_resume else 0
 
     def stop(x: Tensor) -> None:
@@ -93,16 +105,14 @@ def _run(
             hooks.on_output(model.adapter.hook_point(until), str(until), stop)
         for site, edit in edits.items():
             if site.layer >= lowest:
-                hook_edit(hooks, model.adapter, site, _bound(edit, part.rows, start))
+                hook_edit(hooks, model.adapter, site, _bound(edit, part.rows), start)
 
     try:
         if model.can_resume:
             logits = run_pass(model.adapter, baseline, pairs, part, change)
         else:
             given = baseline.inputs
-            mine = pairs[part.rows].to(given.tokens.device)
-            embeddings = None if given.embeddings is None else given.embeddings[mine]
-            inputs = Inputs(given.tokens[mine], given.slots, embeddings)
+            inputs = given.of(pairs[part.rows].to(given.tokens.device))
             with HookSet() as hooks:
                 model.hook_inputs(hooks, inputs)
                 change(hooks)
@@ -112,10 +122,10 @@ def _run(
     return logits
 
 
-def _bound(edit: RowEdit, rows: Tensor, start: int) -> Callable[[Tensor], Tensor]:
+def _bound(edit: RowEdit, rows: Tensor) -> Edit:
     """The edit of those rows that have entered: the first ones of the pass."""
 
-    def apply(x: Float[Tensor, "row position width"]) -> Tensor:
+    def apply(x: Float[Tensor, "row position width"], start: int) -> Tensor:
         return edit(x, rows[: len(x)], start)
 
     return apply

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from circuits.models.adapters import Adapter, ModelError, make_adapter
 from circuits.models.edits import FLAT, Edit, hook_edit
 from circuits.models.hooks import HookSet
-from circuits.models.patches import Patches, check_patches, hook_patches
+from circuits.models.patches import Patches, between, check_patches, hook_patches
 from circuits.models.resume import Baseline, earliest
 from circuits.models.rows import differentiate_rows, resume_rows
+from circuits.models.stepped import Change, Stepped, run_stepped
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
 
@@ -60,6 +61,7 @@ class HookedModel:
         self.check: Any = None
         self.can_resume = False
         self._edits: Mapping[Site, Edit] = {}
+        self._fill: Callable[[Tensor], Inputs] = Inputs
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)  # halves the cost of a backward pass
         self.module.eval()
@@ -111,15 +113,34 @@ class HookedModel:
             return False
         return True
 
-    def _inputs(self, inputs: Inputs | Tensor) -> Inputs:
-        given = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+    def inputs(self, inputs: Inputs | Tensor) -> Inputs:
+        """What a pass over `inputs` is given: on the model's device, tokens alone completed as
+        `filled` says. Raises `ModelError` for prompts that are too long."""
+        given = inputs if isinstance(inputs, Inputs) else self._fill(inputs)
         if given.tokens.shape[1] > self.adapter.n_ctx:
             raise ModelError(
                 f"a prompt has {given.tokens.shape[1]} tokens, {self.name} takes at most "
                 f"{self.adapter.n_ctx}: shorten it."
             )
-        embeddings = None if given.embeddings is None else given.embeddings.to(self.device)
-        return Inputs(given.tokens.to(self.device), given.slots, embeddings, given.recurrence)
+        return given.to(self.device)
+
+    @contextlib.contextmanager
+    def filled(self, fill: Callable[[Tensor], Inputs]) -> Iterator[None]:
+        """For the time of a block, token ids given alone mean `fill(tokens)`: prompts of a task
+        that makes its own embeddings."""
+        before = self._fill
+        self._fill = fill
+        try:
+            yield
+        finally:
+            self._fill = before
+
+    @torch.no_grad()
+    def roll(self, inputs: Inputs) -> Inputs:
+        """The same inputs with the embeddings that their recurrence makes, to be held fixed."""
+        given = self.inputs(inputs)
+        made = run_stepped(self.adapter, given, self.change())
+        return replace(given, embeddings=made.thoughts)
 
     @contextlib.contextmanager
     def edited(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
@@ -136,11 +157,23 @@ class HookedModel:
         finally:
             self._edits, self.can_resume = before
 
-    def _hook_edits(self, hooks: HookSet, edits: Mapping[Site, Edit]) -> None:
+    def change(
+        self, more: Change = lambda hooks, start, stop: None, *, edited: bool = True
+    ) -> Change:
+        """What every piece of a stepped run is put through: the model's own edits, and more."""
+
+        def change(hooks: HookSet, start: int, stop: int) -> None:
+            if edited:
+                self._hook_edits(hooks, self._edits, start)
+            more(hooks, start, stop)
+
+        return change
+
+    def _hook_edits(self, hooks: HookSet, edits: Mapping[Site, Edit], start: int = 0) -> None:
         for site, edit in edits.items():
             if site.kind == "resid_mid":
                 self.require(site.kind)
-            hook_edit(hooks, self.adapter, site, edit)
+            hook_edit(hooks, self.adapter, site, edit, start)
 
     def hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
         """What every pass begins with: embeddings overwritten, and the model's edits."""
@@ -173,9 +206,15 @@ class HookedModel:
         self, inputs: Inputs | Tensor, patches: Sequence[Patches] = ()
     ) -> Float[Tensor, "row vocab"]:
         """`run` without switching gradients off, for patches that are differentiated."""
-        given = self._inputs(inputs)
+        given = self.inputs(inputs)
         n_rows, length = given.tokens.shape
         check_patches(self.adapter, patches, n_rows, length)
+        if given.rolled:
+
+            def patch(hooks: HookSet, start: int, stop: int) -> None:
+                hook_patches(hooks, self.adapter, between(patches, start, stop))
+
+            return run_stepped(self.adapter, given, self.change(patch)).logits[:, -1]
         with HookSet() as hooks:
             self.hook_inputs(hooks, given)
             hook_patches(hooks, self.adapter, patches)
@@ -190,7 +229,13 @@ class HookedModel:
         edits: per site a function of the activations there [row, position, width] (`z` with its
             heads side by side), which are already changed by the edits below.
         """
-        given = self._inputs(inputs)
+        given = self.inputs(inputs)
+        if given.rolled:
+
+            def edit(hooks: HookSet, start: int, stop: int) -> None:
+                self._hook_edits(hooks, edits or {}, start)
+
+            return run_stepped(self.adapter, given, self.change(edit), every=True).logits
         with HookSet() as hooks:
             self.hook_inputs(hooks, given)
             self._hook_edits(hooks, edits or {})
@@ -210,7 +255,10 @@ class HookedModel:
         `z` is flattened over heads: width n_heads x d_head. Only what is asked for is kept.
         unedited: what arrives at a site, before the model's own edit of it (`edited`).
         """
-        given = self._inputs(inputs)
+        given = self.inputs(inputs)
+        if given.rolled:
+            made, pieces = self._cache_stepped(given, sites, unedited)
+            return made.logits[:, -1], {s: torch.cat(p, 1)[:, first:] for s, p in pieces.items()}
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
             if not unedited:
@@ -222,6 +270,30 @@ class HookedModel:
             logits = self.adapter.forward(given.tokens)
         return logits, values
 
+    def _cache_stepped(
+        self,
+        given: Inputs,
+        sites: Sequence[Site],
+        unedited: bool,
+        edits: Mapping[Site, Edit] | None = None,
+    ) -> tuple[Stepped, dict[Site, list[Tensor]]]:
+        pieces: dict[Site, list[Tensor]] = {site: [] for site in sites}
+
+        def store(hooks: HookSet, start: int, stop: int) -> None:
+            if not unedited:
+                self._hook_edits(hooks, self._edits, start)
+            for site, into in pieces.items():
+
+                def keep(x: Tensor, into: list[Tensor] = into) -> None:
+                    into.append(rearrange(x, FLAT))
+
+                hooks.on_output(self.adapter.hook_point(site), str(site), keep)
+            if unedited:  # hooks fire in the order in which they were put there
+                self._hook_edits(hooks, self._edits, start)
+            self._hook_edits(hooks, edits or {}, start)
+
+        return run_stepped(self.adapter, given, self.change(store, edited=False)), pieces
+
     @torch.no_grad()
     def activations(
         self, inputs: Inputs | Tensor, sites: Sequence[Site]
@@ -230,8 +302,11 @@ class HookedModel:
 
         Attention looks back only, so rows may be padded at their end and the values there ignored.
         """
-        given = self._inputs(inputs)
+        given = self.inputs(inputs)
         wanted = list(dict.fromkeys(sites))
+        if given.rolled:
+            _, pieces = self._cache_stepped(given, wanted, False)
+            return {site: torch.cat(found, 1) for site, found in pieces.items()}
         values: dict[Site, Tensor] = {}
 
         def stop(x: Tensor) -> None:
@@ -275,39 +350,54 @@ class HookedModel:
         at attn_out: on a Bridge the tensor at hook_resid_mid leads only into the MLP and not along
         the stream.
         """
-        given = self._inputs(inputs)
-        leaves: dict[Site, Tensor] = {}
-        shown: dict[Site, Tensor] = {}
-        with HookSet() as hooks, torch.enable_grad():
+        given = self.inputs(inputs)
+        wanted = list(dict.fromkeys(sites))
+        # Per site, the tensors of the pieces of the run, in order; one piece without slots to fill.
+        leaves: dict[Site, list[Tensor]] = {site: [] for site in wanted}
+        shown: dict[Site, list[Tensor]] = {site: [] for site in wanted}
 
-            def start(x: Tensor) -> Tensor:
-                embedded = x.clone()
-                if given.embeddings is not None:
-                    embedded[:, list(given.slots)] = given.embeddings.to(x.dtype)
-                # The graph begins here: nothing below has parameters with gradients.
-                return embedded.detach().requires_grad_()
+        def start(x: Tensor) -> Tensor:
+            embedded = x.clone()
+            if given.embeddings is not None:
+                embedded[:, list(given.slots)] = given.embeddings.to(x.dtype)
+            # The graph begins here: nothing below has parameters with gradients.
+            return embedded.detach().requires_grad_()
 
-            hooks.on_output(self.adapter.embedding(), "embedding", start)
-            self._hook_edits(hooks, self._edits)
-            for site in dict.fromkeys(sites):
-                self._hook_leaf(hooks, site, leaves, shown)
-            logits = self.adapter.forward(given.tokens)
+        def keep(hooks: HookSet, begin: int, stop: int) -> None:
+            for site in wanted:
+                self._hook_leaf(hooks, site, leaves[site], shown[site])
+
+        change = self.change(keep)
+        with torch.enable_grad():
+            if given.rolled:
+                made = run_stepped(self.adapter, given, change, embed=start)
+                logits = made.logits[:, -1]
+            else:
+                with HookSet() as hooks:
+                    hooks.on_output(self.adapter.embedding(), "embedding", start)
+                    change(hooks, 0, given.tokens.shape[1])
+                    logits = self.adapter.forward(given.tokens)
             values = metric(logits)
             if values.shape != logits.shape[:1]:
                 raise ModelError(
                     f"the metric gave the shape {tuple(values.shape)} for {logits.shape[0]} rows: "
                     "expected one value a row."
                 )
-            found = torch.autograd.grad(values.sum(), list(leaves.values()))
-        grads = {site: rearrange(g, FLAT) for site, g in zip(leaves, found, strict=True)}
-        return Gradients(values.detach(), {s: v.detach() for s, v in shown.items()}, grads)
+            flat = [piece for site in wanted for piece in leaves[site]]
+            # Of a piece that nothing is made of, such as the top of one that no slot reads: 0.
+            found = iter(torch.autograd.grad(values.sum(), flat, materialize_grads=True))
+        grads = {s: torch.cat([rearrange(next(found), FLAT) for _ in leaves[s]], 1) for s in wanted}
+        return Gradients(
+            values.detach(), {s: torch.cat(v, 1).detach() for s, v in shown.items()}, grads
+        )
 
     def _hook_leaf(
-        self, hooks: HookSet, site: Site, leaves: dict[Site, Tensor], shown: dict[Site, Tensor]
+        self, hooks: HookSet, site: Site, leaves: list[Tensor], shown: list[Tensor]
     ) -> None:
         def keep(x: Tensor) -> None:
-            leaves[site] = x
-            shown.setdefault(site, rearrange(x, FLAT))
+            leaves.append(x)
+            if site.kind != "resid_mid":
+                shown.append(rearrange(x, FLAT))
 
         if site.kind != "resid_mid":
             hooks.on_output(self.adapter.hook_point(site), str(site), keep)
@@ -316,7 +406,7 @@ class HookedModel:
         hooks.on_output(self.adapter.hook_point(attn_out), str(attn_out), keep)
 
         def show(x: Tensor) -> None:
-            shown[site] = rearrange(x, FLAT)
+            shown.append(rearrange(x, FLAT))
 
         hooks.on_output(self.adapter.hook_point(site), str(site), show)
 
@@ -330,14 +420,19 @@ class HookedModel:
         edits: of the run. What is kept of the stream is what arrives at a layer, before its edit,
             as `circuits.models.edited_rows` needs it; `resume` itself is for runs without edits.
         """
-        given = self._inputs(inputs)
+        given = self.inputs(inputs)
         sites = [Site(layer, "resid_pre") for layer in range(self.n_layers)]
         values: dict[Site, Tensor] = {}
+        named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
+        if given.rolled:
+            made, pieces = self._cache_stepped(given, sites, False, named)
+            streams = [torch.cat(pieces[site], 1)[:, first:] for site in sites]
+            kept = self.adapter.kept(made.cache)
+            return Baseline(given, first, streams, kept, made.logits[:, -1], made.thoughts)
         with HookSet() as hooks:
             self.hook_inputs(hooks, given)
             for site in sites:
                 self._hook_store(hooks, site, values, first)
-            named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
             self._hook_edits(hooks, named)
             logits, keys_values = self.adapter.forward_keeping(given.tokens)
         return Baseline(given, first, [values[s] for s in sites], keys_values, logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -64,6 +64,22 @@ class Patches:
             None if self.heads is None else self.heads[keep],
             self.add,
         )
+
+
+def between(patches: Sequence[Patches], start: int, stop: int) -> list[Patches]:
+    """The patches of the positions [start, stop), counted from `start` on."""
+    found = []
+    for p in patches:
+        keep = ((p.positions >= start) & (p.positions < stop)).nonzero().squeeze(1)
+        if len(keep):
+            heads = None if p.heads is None else p.heads[keep]
+            positions = p.positions[keep] - start
+            found.append(
+                replace(
+                    p, rows=p.rows[keep], positions=positions, values=p.values[keep], heads=heads
+                )
+            )
+    return found
 
 
 def check_patches(adapter: Adapter, patches: Sequence[Patches], n_rows: int, length: int) -> None:

@@ -42,6 +42,7 @@ class Baseline:
     resid_pre: per layer, the stream from `first` on, [pair, position - first, d_model].
     keys_values: per layer, at all positions, in the library's own layout.
     logits: at the last position.
+    thoughts: what stood at the slots, where the run made its own embeddings.
     """
 
     inputs: Inputs
@@ -49,6 +50,7 @@ class Baseline:
     resid_pre: list[Float[Tensor, "pair suffix d_model"]]
     keys_values: KeysValues
     logits: Float[Tensor, "pair vocab"]
+    thoughts: Float[Tensor, "pair slot d_model"] | None = None
 
     @property
     def length(self) -> int:

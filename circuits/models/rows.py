@@ -12,10 +12,10 @@ from torch import Tensor
 from circuits.models.adapters import ModelError
 from circuits.models.hooks import HookSet
 from circuits.models.memory import out_of_memory, rows_that_fit
-from circuits.models.patches import Patches, check_patches, hook_patches
+from circuits.models.patches import Patches, between, check_patches, hook_patches
 from circuits.models.resume import Baseline, Pass, beginnings, normalise, plan, run_pass, split
+from circuits.models.stepped import Change, Known, run_stepped
 from circuits.sites import Site
-from circuits.task import Inputs
 
 if TYPE_CHECKING:
     from circuits.models.hooked import HookedModel
@@ -141,6 +141,13 @@ def _run_part(
     place = torch.full((len(pairs),), -1)
     place[part.rows] = torch.arange(len(part.rows))
     place = place.to(model.device)
+    if baseline.inputs.rolled:
+        rows = [p for q in patches if (p := q.of_rows(place, 0)) is not None]
+
+        def patch(hooks: HookSet, start: int, stop: int) -> None:
+            hook_patches(hooks, model.adapter, between(rows, start, stop))
+
+        return resume_stepped(model, baseline, pairs, part, patch)
     if model.can_resume:
         local = [p for q in patches if (p := q.of_rows(place, part.start)) is not None]
 
@@ -148,11 +155,27 @@ def _run_part(
             hook_patches(hooks, model.adapter, local)
 
         return run_pass(model.adapter, baseline, pairs, part, change)
-    mine = pairs[part.rows].to(model.device)
-    given = baseline.inputs
-    embeddings = None if given.embeddings is None else given.embeddings[mine]
+    given = baseline.inputs.of(pairs[part.rows].to(model.device))
     local = [p for q in patches if (p := q.of_rows(place, 0)) is not None]
-    return model.forward(Inputs(given.tokens[mine], given.slots, embeddings), local)
+    return model.forward(given, local)
+
+
+def resume_stepped(
+    model: HookedModel,
+    baseline: Baseline,
+    pairs: Int[Tensor, " row"],
+    part: Pass,
+    change: Change,
+) -> Float[Tensor, "part vocab"]:
+    """Logits at the last position of rows that make their own embeddings. Positions before the
+    pass's are the baseline's; all layers are computed, as every slot needs the last one."""
+    mine = pairs[part.rows.to(pairs.device)].to(model.device)
+    known = None
+    if model.can_resume and part.start > 0 and baseline.thoughts is not None:
+        before = model.adapter.cut(baseline.keys_values, part.start, mine)
+        known = Known(part.start, before, baseline.thoughts[mine])
+    given = baseline.inputs.of(mine)
+    return run_stepped(model.adapter, given, model.change(change), known=known).logits[:, -1]
 
 
 def rows_at_once(model: HookedModel, one: Pass, baseline: Baseline) -> int:

@@ -11,7 +11,7 @@ are not trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from circuits.metrics import Summary, summarise_mean, summarise_ratio
+from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import CannotDo, assess, logit_differences
 from circuits.prompts import PairGroup, PromptPairs
@@ -173,7 +174,7 @@ def measure_fidelity(
     model back to 1e-4 logits:
     then nothing that is computed with them can be trusted.
     """
-    variants: dict[str, tuple[str, dict[Site, Callable[[Tensor], Tensor]]]] = {PLAIN: ("", {})}
+    variants: dict[str, tuple[str, dict[Site, Edit]]] = {PLAIN: ("", {})}
     variants[WITH_ERROR] = ("", {site: _recompose(saes, site) for site in saes})
     for site in saes:
         variants[f"{site}, without error"] = (str(site), {site: reconstruct(saes, site)})
@@ -229,18 +230,19 @@ def _require_exact(scores: Any) -> None:
             )
 
 
-def _recompose(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
-    def edit(x: Tensor) -> Tensor:
+def _recompose(saes: SaeSet, site: Site) -> Edit:
+    def edit(x: Tensor, start: int) -> Tensor:
         wide = x.to(saes[site].dtype)
         changed = saes[site].compose(saes[site].decompose(wide))
-        changed[:, 0] = wide[:, 0]
+        if start == 0:
+            changed[:, 0] = wide[:, 0]
         return changed
 
     return edit
 
 
 def _last_differences(
-    model: HookedModel, group: PairGroup, edits: dict[Site, Callable[[Tensor], Tensor]]
+    model: HookedModel, group: PairGroup, edits: dict[Site, Edit]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Logit differences of the clean and of the corrupted prompts, in one pass: every SAE that does
     not fit into memory with the others is loaded once and not twice."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.saes.collection import SaeSet
 from circuits.saes.sae import Sae
@@ -82,25 +83,27 @@ class Moments:
         return float((self.fired == 0).float().mean())
 
 
-def reconstruct(saes: SaeSet, site: Site) -> Callable[[Tensor], Tensor]:
+def reconstruct(saes: SaeSet, site: Site) -> Edit:
     """An edit that puts the reconstruction in place of the activation, except at the first
     position. Sparse; dense where it is differentiated."""
 
-    def edit(x: Tensor) -> Tensor:
+    def edit(x: Tensor, start: int) -> Tensor:
         wide = x.to(saes[site].dtype)
+        skip = 1 if start == 0 else 0
         if torch.is_grad_enabled():
-            return torch.cat([wide[:, :1], saes[site].reconstruct(wide[:, 1:])], dim=1)
+            return torch.cat([wide[:, :skip], saes[site].reconstruct(wide[:, skip:])], dim=1)
         changed = wide - saes[site].decompose(wide).error
-        changed[:, 0] = wide[:, 0]
+        changed[:, :skip] = wide[:, :skip]
         return changed
 
     return edit
 
 
-def zero(x: Float[Tensor, "row position width"]) -> Float[Tensor, "row position width"]:
+def zero(x: Float[Tensor, "row position width"], start: int) -> Float[Tensor, "row position width"]:
     """An edit that removes the activation, except at the first position."""
     changed = torch.zeros_like(x)
-    changed[:, 0] = x[:, 0]
+    if start == 0:
+        changed[:, 0] = x[:, 0]
     return changed
 
 
@@ -141,7 +144,7 @@ class Quality:
         self,
         tokens: Int[Tensor, "row position"],
         real: Bool[Tensor, "row position"],
-        edits: dict[Site, Callable[[Tensor], Tensor]],
+        edits: dict[Site, Edit],
     ) -> float:
         """Sum over predicted tokens, the one after the untouched first position left out."""
         counted = real[:, 2:].to(self._model.device)

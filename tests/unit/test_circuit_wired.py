@@ -106,7 +106,7 @@ def naive_wired(
                 """Edits of the sites before number `before`."""
 
                 def edit(site: Site, here: list[int]) -> Any:
-                    def apply(x: torch.Tensor) -> torch.Tensor:
+                    def apply(x: torch.Tensor, start: int) -> torch.Tensor:
                         latents, error, offset = (part.clone() for part in other[site])
                         for n in here:
                             node = table.node(n)
@@ -131,7 +131,9 @@ def naive_wired(
                     node = table.node(n)
                     seen: list[Parts] = []
 
-                    def look(x: torch.Tensor, site: Site = site, seen: Any = seen) -> torch.Tensor:
+                    def look(
+                        x: torch.Tensor, start: int, site: Site = site, seen: Any = seen
+                    ) -> torch.Tensor:
                         seen.append(parts_of(saes[site], x[0]))
                         return x
 

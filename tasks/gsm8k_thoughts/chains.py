@@ -1,0 +1,206 @@
+"""Chains of additions and subtractions, written down backwards.
+
+    c = b + 4 , b = a - 3 , a = 5 + 6 , c ?        worked: 5 + 6 = 11 , 11 - 3 = 8 ,   answer: 12
+
+The last fact comes first. A model that reads from left to right can then not compute a step where
+it stands: what the step starts from is only known when everything has been read, so the work is
+left to what comes after the question, which is where the thoughts are. (With the facts in forward
+order a trained model's answer goes past its thoughts.) The worked solution leaves out the last
+step, so that the answer itself is not in it.
+
+Every token of it is one word: a number, a variable's letter or a sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+
+from circuits.errors import CircuitsError
+
+LETTERS = tuple("abcdefgh")
+SIGNS = ("+", "-")
+PAD, BOT, THOUGHT, EOT, ANSWER = "<pad>", "<bot>", "<thought>", "<eot>", "answer"
+WORDS = (PAD, BOT, THOUGHT, EOT, ANSWER, "?", ",", "=", *SIGNS, *LETTERS)
+HELD_OUT = 16  # one problem of so many is never trained on
+
+Split = Literal["train", "held_out"]
+
+
+class ChainError(CircuitsError):
+    """Chains that cannot be made."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Problems of one number of steps.
+
+    numbers: the first number and each step's operand. signs: of each step, +1 or -1.
+    letters: which letter each step's value is called by.
+    """
+
+    numbers: Int[np.ndarray, "problem step+1"]
+    signs: Int[np.ndarray, "problem step"]
+    letters: Int[np.ndarray, "problem step"]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def n_steps(self) -> int:
+        """How many additions and subtractions a problem has."""
+        return self.signs.shape[1]
+
+    @property
+    def values(self) -> Int[np.ndarray, "problem step"]:
+        """What every step gives; the last one is the answer."""
+        return self.numbers[:, :1] + np.cumsum(self.signs * self.numbers[:, 1:], axis=1)
+
+    @property
+    def answers(self) -> Int[np.ndarray, " problem"]:
+        """The last value."""
+        return self.values[:, -1]
+
+    def take(self, rows: Any) -> Chains:
+        """Some of the problems."""
+        return Chains(self.numbers[rows], self.signs[rows], self.letters[rows])
+
+    def held_out(self) -> NDArray[np.bool_]:
+        """Which problems are kept out of training: by a hash of numbers and signs, so that a
+        problem is on the same side whatever its letters."""
+        digest = np.full(len(self), self.n_steps, dtype=np.uint64)
+        for column in (*self.numbers.T, *(self.signs + 1).T):
+            digest = (digest ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            digest ^= digest >> np.uint64(29)
+        return (digest >> np.uint64(17)) % np.uint64(HELD_OUT) == 0
+
+    def keys(self) -> list[str]:
+        """A name for each problem, without its letters: problems of one name are the same."""
+        return [
+            str(numbers[0]) + "".join(f"{'+' if s > 0 else '-'}{n}" for s, n in zip(signs, rest))
+            for numbers, signs, rest in zip(
+                self.numbers.tolist(),
+                self.signs.tolist(),
+                self.numbers[:, 1:].tolist(),
+                strict=True,
+            )
+        ]
+
+
+def draw_chains(
+    rng: np.random.Generator, n: int, n_steps: int, n_numbers: int, split: Split
+) -> Chains:
+    """`n` problems whose every value lies in 0 to `n_numbers` - 1, from one side of the split.
+
+    Raises `ChainError` for fewer than two steps, more than there are letters, or too few numbers.
+    """
+    if not 2 <= n_steps <= len(LETTERS):
+        raise ChainError(f"{n_steps} steps: chains have 2 to {len(LETTERS)}.")
+    if n_numbers < 4:
+        raise ChainError(f"numbers below {n_numbers}: at least the numbers 0 to 3 are needed.")
+    parts: list[Chains] = []
+    missing = n
+    while missing > 0:
+        share = 1 / HELD_OUT if split == "held_out" else 1 - 1 / HELD_OUT
+        drawn = _draw(rng, int(missing / share * 1.1) + 8, n_steps, n_numbers)
+        part = drawn.take(drawn.held_out() == (split == "held_out"))
+        part = part.take(slice(None, missing))
+        parts.append(part)
+        missing -= len(part)
+    return join(parts)
+
+
+def join(parts: Sequence[Chains]) -> Chains:
+    """Problems of one number of steps, one after another."""
+    return Chains(
+        np.concatenate([p.numbers for p in parts]),
+        np.concatenate([p.signs for p in parts]),
+        np.concatenate([p.letters for p in parts]),
+    )
+
+
+def _draw(rng: np.random.Generator, n: int, n_steps: int, n_numbers: int) -> Chains:
+    value = rng.integers(0, n_numbers, n)
+    numbers, signs = [value], []
+    for _ in range(n_steps):
+        room = {+1: n_numbers - 1 - value, -1: value}
+        sign = rng.choice([-1, 1], n)
+        sign = np.where(room[+1] < 1, -1, np.where(room[-1] < 1, 1, sign))
+        limit = np.where(sign > 0, room[+1], room[-1])
+        operand = 1 + (rng.random(n) * limit).astype(np.int64)
+        value = value + sign * operand
+        numbers.append(operand)
+        signs.append(sign)
+    order = rng.permuted(np.tile(np.arange(len(LETTERS)), (n, 1)), axis=1)
+    return Chains(np.stack(numbers, 1), np.stack(signs, 1), order[:, :n_steps])
+
+
+def other_letters(chains: Chains, rng: np.random.Generator) -> Chains:
+    """The same problems under other letters."""
+    order = rng.permuted(np.tile(np.arange(len(LETTERS)), (len(chains), 1)), axis=1)
+    return replace(chains, letters=order[:, : chains.n_steps])
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and numbers as token ids: `WORDS` first, then the numbers 0 to n_numbers - 1."""
+
+    n_numbers: int
+
+    def __len__(self) -> int:
+        return len(WORDS) + self.n_numbers
+
+    @property
+    def words(self) -> list[str]:
+        """All tokens, in the order of their ids."""
+        return [*WORDS, *(str(i) for i in range(self.n_numbers))]
+
+    def id(self, word: str) -> int:
+        """The id of a word that is not a number."""
+        return WORDS.index(word)
+
+    def number(self, value: Any) -> Any:
+        """The id of a number, or of an array of them."""
+        return len(WORDS) + value
+
+    def questions(self, chains: Chains) -> Int[np.ndarray, "problem position"]:
+        """`c = b + 4 , b = a - 3 , a = 5 + 6 , c ?`: 6 tokens a step and 2."""
+        n, k = chains.signs.shape
+        signs = np.where(chains.signs > 0, self.id("+"), self.id("-"))
+        letters = chains.letters + self.id(LETTERS[0])
+        columns: list[NDArray[Any]] = []
+        for step in reversed(range(k)):
+            before = letters[:, step - 1] if step else self.number(chains.numbers[:, 0])
+            columns += [letters[:, step], self._all("=", n), before, signs[:, step]]
+            columns += [self.number(chains.numbers[:, step + 1]), self._all(",", n)]
+        return np.stack([*columns, letters[:, -1], self._all("?", n)], 1)
+
+    def worked(self, chains: Chains) -> Int[np.ndarray, "problem position"]:
+        """`5 + 6 = 11 , 11 - 3 = 8 ,`: all steps but the last."""
+        n, k = chains.signs.shape
+        values = np.concatenate([chains.numbers[:, :1], chains.values], 1)
+        signs = np.where(chains.signs > 0, self.id("+"), self.id("-"))
+        columns: list[NDArray[Any]] = []
+        for step in range(k - 1):
+            columns += [self.number(values[:, step]), signs[:, step]]
+            columns += [self.number(chains.numbers[:, step + 1]), self._all("=", n)]
+            columns += [self.number(values[:, step + 1]), self._all(",", n)]
+        return np.stack(columns, 1)
+
+    def _all(self, word: str, n: int) -> NDArray[Any]:
+        return np.full(n, self.id(word))
+
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer: one token a word, words set apart by spaces."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        ids = {word: i for i, word in enumerate(self.words)}
+        inner = Tokenizer(models.WordLevel(ids, unk_token=PAD))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+        return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, unk_token=PAD)
