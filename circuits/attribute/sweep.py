@@ -32,7 +32,6 @@ from circuits.attribute.batch import Sources
 from circuits.attribute.plan import (
     STEPS,
     TOLERANCE,
-    AttributionError,
     Plan,
     choose_sources,
     make_plan,
@@ -43,13 +42,13 @@ from circuits.metrics import Metric, check_metric
 from circuits.models.hooked import HookedModel
 from circuits.models.unembed import unembedding
 from circuits.patch.ability import assess, baselines, in_halves
-from circuits.patch.draw import draw
+from circuits.patch.draw import draw, thinks
 from circuits.prompts import PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.saes import SaeSet, contrast_kept
 from circuits.saes.quality import reconstruct
 from circuits.sites import Site
-from circuits.task import InputsTask, Task
+from circuits.task import Task
 
 _SCORES = 1  # raised when scores are computed in another way: old parts are not mixed with new
 _PAIRS_AT_ONCE = 8
@@ -125,60 +124,58 @@ def attribute(
         seed=seed,
         prepend_bos=prepend_bos,
     )
-    if isinstance(given.task, InputsTask):
-        raise AttributionError(
-            f"{given.name} makes its own embeddings, which attribution does not use."
-        )
-    base = baselines(model, given.pairs, plan.metric)
-    ability = assess(base.clean_ld, base.corrupted_ld)
-    if not force:
-        given.require_ability(model, ability, "Attributing it")
-    # First, because digests of a release's weights are known once they are loaded.
-    kept = None
-    if saes is not None:
-        kept = contrast_kept(
-            model, saes, given.pairs, base.clean_ld - base.corrupted_ld, sources.sites
-        )
-    record: dict[str, Any] = {
-        "method": "attribute",
-        "attribution": plan.method,
-        "steps": plan.steps if plan.method == "ig" else None,
-        "tolerance": plan.tolerance if plan.method == "ig" else None,
-        "task": given.name,
-        "contrast": given.contrast,
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "sites": [str(site) for site in sources.sites],
-        "saes": None if saes is None else [saes.describe(site) for site in sources.sites],
-        "errors": errors if saes is not None else None,
-        "saes_keep": kept,
-        "direction": plan.direction,
-        "metric": plan.metric_name,
-        "split": split if given.drawn else None,
-        "seed": seed if given.drawn else None,
-        "sign_convention": SIGN_CONVENTION,
-        "forced": bool(ability.problem),
-        "ability": ability.problem or "can do",
-        "metric_clean": base.clean_metric.tolist(),
-        "metric_corrupted": base.corrupted_metric.tolist(),
-        "logit_difference_clean": base.clean_ld.tolist(),
-        "logit_difference_corrupted": base.corrupted_ld.tolist(),
-        "versions": versions(),
-    }
-    with _model_of(model, sources):
-        parts = None
-        if keep_parts is not None and not callable(metric):
-            parts = Parts(keep_parts, _identity(model, sources, plan, given.pairs))
-        scores = _scores(model, sources, plan, given.pairs, parts, progress)
-        record["steps_used"] = _steps_used(scores) if plan.method == "ig" else None
-        found = Attribution(scores, given.pairs, record, parts)
-        if plan.audit_pairs:
-            record["audit"] = audit(model, sources, plan, found, progress=progress)
-            record["audit"]["error_share"] = found.error_share().to_dict("records")
-    record["seconds"] = time.perf_counter() - started
-    return found
+    with given.on(model):
+        base = baselines(model, given.pairs, plan.metric)
+        ability = assess(base.clean_ld, base.corrupted_ld)
+        if not force:
+            given.require_ability(model, ability, "Attributing it")
+        # First, because digests of a release's weights are known once they are loaded.
+        kept = None
+        if saes is not None:
+            kept = contrast_kept(
+                model, saes, given.pairs, base.clean_ld - base.corrupted_ld, sources.sites
+            )
+        record: dict[str, Any] = {
+            "method": "attribute",
+            "attribution": plan.method,
+            "steps": plan.steps if plan.method == "ig" else None,
+            "tolerance": plan.tolerance if plan.method == "ig" else None,
+            "task": given.name,
+            "contrast": given.contrast,
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "sites": [str(site) for site in sources.sites],
+            "saes": None if saes is None else [saes.describe(site) for site in sources.sites],
+            "errors": errors if saes is not None else None,
+            "saes_keep": kept,
+            "direction": plan.direction,
+            "metric": plan.metric_name,
+            "thoughts": thinks(model, given.pairs),
+            "split": given.split,
+            "seed": given.seed,
+            "sign_convention": SIGN_CONVENTION,
+            "forced": bool(ability.problem),
+            "ability": ability.problem or "can do",
+            "metric_clean": base.clean_metric.tolist(),
+            "metric_corrupted": base.corrupted_metric.tolist(),
+            "logit_difference_clean": base.clean_ld.tolist(),
+            "logit_difference_corrupted": base.corrupted_ld.tolist(),
+            "versions": versions(),
+        }
+        with _model_of(model, sources):
+            parts = None
+            if keep_parts is not None and not callable(metric) and given.comparable(model):
+                parts = Parts(keep_parts, _identity(model, sources, plan, given.pairs))
+            scores = _scores(model, sources, plan, given.pairs, parts, progress)
+            record["steps_used"] = _steps_used(scores) if plan.method == "ig" else None
+            found = Attribution(scores, given.pairs, record, parts)
+            if plan.audit_pairs:
+                record["audit"] = audit(model, sources, plan, found, progress=progress)
+                record["audit"]["error_share"] = found.error_share().to_dict("records")
+        record["seconds"] = time.perf_counter() - started
+        return found
 
 
 def _model_of(model: HookedModel, sources: Sources) -> AbstractContextManager[None]:
@@ -207,6 +204,7 @@ def _identity(
         "saes": None if saes is None else [_sae_identity(saes, site) for site in sources.sites],
         "errors": sources.errors,
         "scores": _SCORES,
+        "thoughts": thinks(model, pairs),
         "clean_tokens": pairs.clean_tokens,
         "corrupted_tokens": pairs.corrupted_tokens,
         "answer_tokens": pairs.answer_tokens,

@@ -17,6 +17,7 @@ from circuits.graph import Circuit
 from circuits.metrics import find_metric
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import baselines
+from circuits.patch.draw import thinks
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
 
@@ -58,7 +59,7 @@ def apply_circuit(
     or others, or when the model is another one.
     """
     named = check_references(references)
-    _check(model, circuit, saes)
+    _check(model, circuit, saes, pairs)
     table = NodeTable.of([one.node for one in circuit.nodes], circuit.sites)
     inside = np.ones((1, len(table)), dtype=bool)
     itself = Selections.of(table, inside)
@@ -94,13 +95,19 @@ def apply_circuit(
     return Applied(pd.DataFrame(rows), m, whole, places.carried(table.position, pairs))
 
 
-def _check(model: HookedModel, circuit: Circuit, saes: SaeSet) -> None:
+def _check(model: HookedModel, circuit: Circuit, saes: SaeSet, pairs: PromptPairs) -> None:
     record = circuit.record
     if not len(circuit):
         raise CircuitError("this circuit has no nodes.")
     if record.get("model_sha256") and record["model_sha256"] != model.sha256:
         raise CircuitError(
             f"the circuit was found in {record.get('model')}, this is {model.name}: load that one."
+        )
+    how = thinks(model, pairs)
+    if record.get("thoughts") != how:
+        raise CircuitError(
+            f"the circuit was found with thoughts {record.get('thoughts')}, now they are {how}: "
+            "use `model.thinking`."
         )
     missing = [str(site) for site in circuit.sites if site not in saes.sources]
     if missing:

@@ -24,7 +24,7 @@ from circuits.attribute import Attribution, attribute
 from circuits.circuit.build import build
 from circuits.circuit.candidates import SIZES, Candidates
 from circuits.circuit.judge import Judge
-from circuits.circuit.plan import DRAWN, choose_size, make_plan
+from circuits.circuit.plan import DRAWN, Plan, choose_size, make_plan
 from circuits.circuit.references import REFERENCES, CircuitError
 from circuits.circuit.result import CircuitResult
 from circuits.circuit.sets import FOUND, UNSEEN, Sets, make_sets, select
@@ -32,7 +32,7 @@ from circuits.edges import edge_attribution
 from circuits.metrics import find_metric
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import baselines
-from circuits.patch.draw import draw
+from circuits.patch.draw import draw, thinks
 from circuits.prompts import PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.saes import SaeSet
@@ -133,82 +133,68 @@ def circuit(
             f"the attribution is of {attribution.record['task']}, not of {given.name}: give that "
             "task."
         )
-    sets = make_sets(
-        model, given, n_eval=n_eval, seed=seed, evaluate_on=evaluate_on, prepend_bos=prepend_bos
-    )
-    found = attribution or attribute(
-        model,
-        prompts if given.task else sets.found,
-        saes=saes,
-        sites=sites,
-        pairs=sets.found if given.task else None,
-        method=method,
-        metric=metric,
-        contrast=given.contrast,
-        audit_pairs=0,
-        batch_size=batch_size,
-        force=force,
-        progress=progress,
-        keep_parts=keep_parts,
-    )
-    candidates = Candidates.of(found, summed=summed)
-    keep = None
-    if keep_parts is not None:
-        options = (plan, metric_name, method, summed, seed, n_eval)
-        keep = Parts(keep_parts, _identity(model, found, sets, options))
-    judge = Judge(model, saes, candidates, plan.references, function, batch_size, progress, keep)
-    aligned = _aligned(sets.found, candidates)
-    count, why = choose_size(plan, judge, aligned)
-    n_drawn = min(plan.drawn, count)
-    record = {
-        **{key: found.record[key] for key in _FROM_ATTRIBUTION if key in found.record},
-        "method": "circuit",
-        "sites": [str(site) for site in candidates.table.sites],
-        "attribution": {k: found.record.get(k) for k in ("attribution", "steps_used", "seconds")},
-        "references": list(plan.references),
-        "by": plan.by,
-        "sizes": list(plan.sizes),
-        "nodes_seen": len(candidates),
-        "errors_seen": int((candidates.table.role == 1).sum()),
-        "nodes": count,
-        "drawn": n_drawn,
-        "chosen": why,
-        "summed": summed,
-        "stability": candidates.stability(count, seed),
-        "seed": seed,
-        "sign_convention": SIGN_CONVENTION,
-        "missing": sets.missing,
-        "versions": versions(),
-    }
-    tables = [judge.ladder(FOUND, aligned, plan.sizes, count, 0)]
-    record["sets"] = {FOUND: _set_record(judge, aligned, count)}
-    for number, (name, those) in enumerate(sets.judged.items(), start=1):
-        tables.append(judge.ladder(name, those, plan.sizes, count, number))
-        record["sets"][name] = _set_record(judge, those, count)
-    brief = {key: value for key, value in record.items() if key not in _NOT_IN_CIRCUIT}
-    brief["attribution"] = found.record["attribution"]
-    made = build(candidates, aligned, count, brief)
-    unseen = sets.judged[UNSEEN]
-    if n_drawn:
-        tables.append(judge.removals(unseen, count, n_drawn, plan.by, 3))
-        nodes = [one.node for one in made.nodes[:n_drawn]]
-        edges = edge_attribution(
-            model,
-            saes.at(candidates.table.sites),
-            sets.found if summed else aligned,
-            nodes,
-            nodes,
-            direction=found.record["direction"],
-            metric=metric,
-            progress=progress,
+    with given.on(model):
+        _check_thoughts(thinks(model, given.pairs), attribution, plan)
+        sets = make_sets(
+            model, given, n_eval=n_eval, seed=seed, evaluate_on=evaluate_on, prepend_bos=prepend_bos
         )
-        made = replace(made, edges=edges.between(nodes))
-        record["edges"] = _edge_record(edges)
-        tables.append(judge.edges(unseen, made.strongest(n_drawn), plan.by, 4))
-    record["seconds"] = time.perf_counter() - started
-    scores = pd.concat(tables, ignore_index=True)
-    result = CircuitResult(scores, sets.found, record, made, keep, found)
-    return result.with_removals() if n_drawn else result
+        found = attribution or attribute(
+            model,
+            prompts if given.task else sets.found,
+            saes=saes,
+            sites=sites,
+            pairs=sets.found if given.task else None,
+            method=method,
+            metric=metric,
+            contrast=given.contrast,
+            audit_pairs=0,
+            batch_size=batch_size,
+            force=force,
+            progress=progress,
+            keep_parts=keep_parts,
+        )
+        candidates = Candidates.of(found, summed=summed)
+        keep = None
+        if keep_parts is not None:
+            options = (plan, metric_name, method, summed, seed, n_eval)
+            keep = Parts(keep_parts, _identity(model, found, sets, options))
+        judge = Judge(
+            model, saes, candidates, plan.references, function, batch_size, progress, keep
+        )
+        aligned = _aligned(sets.found, candidates)
+        count, why = choose_size(plan, judge, aligned)
+        n_drawn = min(plan.drawn, count)
+        record = _first_record(found, candidates, plan, count, why, seed)
+        record |= {"summed": summed, "missing": sets.missing}
+        tables = [judge.ladder(FOUND, aligned, plan.sizes, count, 0)]
+        record["sets"] = {FOUND: _set_record(judge, aligned, count)}
+        for number, (name, those) in enumerate(sets.judged.items(), start=1):
+            tables.append(judge.ladder(name, those, plan.sizes, count, number))
+            record["sets"][name] = _set_record(judge, those, count)
+        brief = {key: value for key, value in record.items() if key not in _NOT_IN_CIRCUIT}
+        brief["attribution"] = found.record["attribution"]
+        made = build(candidates, aligned, count, brief)
+        unseen = sets.judged[UNSEEN]
+        if n_drawn:
+            tables.append(judge.removals(unseen, count, n_drawn, plan.by, 3))
+            nodes = [one.node for one in made.nodes[:n_drawn]]
+            edges = edge_attribution(
+                model,
+                saes.at(candidates.table.sites),
+                sets.found if summed else aligned,
+                nodes,
+                nodes,
+                direction=found.record["direction"],
+                metric=metric,
+                progress=progress,
+            )
+            made = replace(made, edges=edges.between(nodes))
+            record["edges"] = _edge_record(edges)
+            tables.append(judge.edges(unseen, made.strongest(n_drawn), plan.by, 4))
+        record["seconds"] = time.perf_counter() - started
+        scores = pd.concat(tables, ignore_index=True)
+        result = CircuitResult(scores, sets.found, record, made, keep, found)
+        return result.with_removals() if n_drawn else result
 
 
 # What a circuit's file does not repeat of its run.
@@ -230,6 +216,7 @@ _FROM_ATTRIBUTION = (
     "saes_keep",
     "metric",
     "direction",
+    "thoughts",
     "forced",
     "ability",
     "logit_difference_clean",
@@ -237,6 +224,43 @@ _FROM_ATTRIBUTION = (
     "metric_clean",
     "metric_corrupted",
 )
+
+
+def _check_thoughts(how: str | None, attribution: Attribution | None, plan: Plan) -> None:
+    if attribution is not None and attribution.record.get("thoughts") != how:
+        raise CircuitError(
+            f"the attribution was made with thoughts {attribution.record.get('thoughts')}, now "
+            f"they are {how}."
+        )
+    if plan.drawn and how == "rerolled":
+        raise CircuitError(
+            "edges do not go through thoughts that are made while the model runs: hold them with "
+            '`model.thinking("frozen")` (--thoughts frozen), or ask for no edges (drawn=0).'
+        )
+
+
+def _first_record(
+    found: Attribution, candidates: Candidates, plan: Plan, count: int, why: str, seed: int
+) -> dict[str, Any]:
+    """What is known when the circuit has been chosen."""
+    return {
+        **{key: found.record[key] for key in _FROM_ATTRIBUTION if key in found.record},
+        "method": "circuit",
+        "sites": [str(site) for site in candidates.table.sites],
+        "attribution": {k: found.record.get(k) for k in ("attribution", "steps_used", "seconds")},
+        "references": list(plan.references),
+        "by": plan.by,
+        "sizes": list(plan.sizes),
+        "nodes_seen": len(candidates),
+        "errors_seen": int((candidates.table.role == 1).sum()),
+        "nodes": count,
+        "drawn": min(plan.drawn, count),
+        "chosen": why,
+        "stability": candidates.stability(count, seed),
+        "seed": seed,
+        "sign_convention": SIGN_CONVENTION,
+        "versions": versions(),
+    }
 
 
 def _check_attribution(
@@ -307,5 +331,6 @@ def _identity(
         "found": [sets.found.clean_tokens, sets.found.corrupted_tokens],
         "effects": float(np.abs(found.scores["effect"].to_numpy()).sum()),
         "judged": judged,
+        "thoughts": found.record.get("thoughts"),
         "versions": versions(),
     }

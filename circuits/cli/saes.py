@@ -10,7 +10,6 @@ from circuits.cli import options
 from circuits.cli.running import interruptible
 from circuits.cli.show import console, print_fidelity
 from circuits.cli.start import load_set
-from circuits.errors import CircuitsError
 
 
 def saes_command(
@@ -35,13 +34,12 @@ def saes_command(
     ] = False,
 ) -> None:
     """What SAEs keep of a task's contrast: each alone, all of them, with and without errors."""
+    from circuits.patch.draw import reading
     from circuits.runs import check_new, default_folder
     from circuits.saes import measure_fidelity
-    from circuits.task import InputsTask, PairsTask, check_contrast, load_task, require
+    from circuits.task import PairsTask, check_contrast, load_task, require
 
     chosen = require(load_task(task), PairsTask, "circuits saes")
-    if isinstance(chosen, InputsTask):
-        raise CircuitsError(f"{task} makes its own embeddings, which this command does not use.")
     name = check_contrast(chosen, contrast)
     folder = out or default_folder(chosen.name, "saes")
     check_new(folder)
@@ -55,7 +53,7 @@ def saes_command(
         split=split or "explored",
         prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
-    with interruptible(keeps=False):
+    with interruptible(keeps=False), reading(loaded, chosen):
         result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
     result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
     result.record["command"] = ctx.obj

@@ -40,11 +40,11 @@ from circuits.errors import CircuitsError
 from circuits.models.hooked import HookedModel
 from circuits.models.unembed import before_cap, norm_after_attention, soft_cap
 from circuits.patch.ability import assess, baselines, in_halves
-from circuits.patch.draw import draw
+from circuits.patch.draw import draw, thinks
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, versions
 from circuits.saes import SaeSet, contrast_kept
-from circuits.task import InputsTask, Task
+from circuits.task import Task
 
 _PAIRS_AT_ONCE = 16
 # Of LD's scale: by how much contributions may miss it. In 16 bit a logit of 20 alone is rounded by
@@ -99,62 +99,62 @@ def direct(
         seed=seed,
         prepend_bos=prepend_bos,
     )
-    if isinstance(given.task, InputsTask):
-        raise DirectError(f"{given.name} makes its own embeddings, which is not supported here.")
     cap = soft_cap(model)
-    base = baselines(model, given.pairs)
-    ability = assess(base.clean_ld, base.corrupted_ld)
-    if not force:
-        given.require_ability(model, ability, "Direct effects of it")
-    tables, worst, constants = [], 0.0, np.zeros((2, len(given.pairs)))
-    differences = np.zeros((2, len(given.pairs)))
-    bar = tqdm(total=len(given.pairs), desc="direct effects", unit="pair", disable=not progress)
-    with bar:
-        for group in given.pairs.groups(_PAIRS_AT_ONCE):
-            for batch in in_halves(
-                group,
-                lambda part: _Batch(
-                    model, saes, part, direction == "denoising", totals, batch_size
-                ),
-            ):
-                tables.append(batch.table)
-                worst = max(worst, batch.worst)
-                where = list(batch.group.indices)
-                for i, run in enumerate(RUNS):
-                    constants[i, where] = batch.read[run].constant.cpu().numpy()
-                    differences[i, where] = batch.difference[run].cpu().numpy()
-            bar.update(len(group.indices))
-    # First, because digests of a release's weights are known once they are loaded.
-    kept = None
-    if saes is not None:
-        kept = contrast_kept(model, saes, given.pairs, base.clean_ld - base.corrupted_ld)
-    record: dict[str, Any] = {
-        "method": "direct",
-        "task": given.name,
-        "contrast": given.contrast,
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "saes": None if saes is None else [saes.describe(site) for site in saes],
-        "saes_keep": kept,
-        "direction": direction,
-        "metric": "logit_difference",
-        "soft_cap": cap,
-        "split": split if given.drawn else None,
-        "seed": seed if given.drawn else None,
-        "sign_convention": SIGN_CONVENTION,
-        "sum_error": worst,
-        "forced": bool(ability.problem),
-        "ability": ability.problem or "can do",
-        "constant_clean": constants[0].tolist(),
-        "constant_corrupted": constants[1].tolist(),
-        "logit_difference_clean": differences[0].tolist(),
-        "logit_difference_corrupted": differences[1].tolist(),
-        "versions": versions(),
-        "seconds": time.perf_counter() - started,
-    }
-    return DirectEffects(pd.concat(tables, ignore_index=True), given.pairs, record)
+    with given.on(model):
+        base = baselines(model, given.pairs)
+        ability = assess(base.clean_ld, base.corrupted_ld)
+        if not force:
+            given.require_ability(model, ability, "Direct effects of it")
+        tables, worst, constants = [], 0.0, np.zeros((2, len(given.pairs)))
+        differences = np.zeros((2, len(given.pairs)))
+        bar = tqdm(total=len(given.pairs), desc="direct effects", unit="pair", disable=not progress)
+        with bar:
+            for group in given.pairs.groups(_PAIRS_AT_ONCE):
+                for batch in in_halves(
+                    group,
+                    lambda part: _Batch(
+                        model, saes, part, direction == "denoising", totals, batch_size
+                    ),
+                ):
+                    tables.append(batch.table)
+                    worst = max(worst, batch.worst)
+                    where = list(batch.group.indices)
+                    for i, run in enumerate(RUNS):
+                        constants[i, where] = batch.read[run].constant.cpu().numpy()
+                        differences[i, where] = batch.difference[run].cpu().numpy()
+                bar.update(len(group.indices))
+        # First, because digests of a release's weights are known once they are loaded.
+        kept = None
+        if saes is not None:
+            kept = contrast_kept(model, saes, given.pairs, base.clean_ld - base.corrupted_ld)
+        record: dict[str, Any] = {
+            "method": "direct",
+            "task": given.name,
+            "contrast": given.contrast,
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "saes": None if saes is None else [saes.describe(site) for site in saes],
+            "saes_keep": kept,
+            "direction": direction,
+            "metric": "logit_difference",
+            "thoughts": thinks(model, given.pairs),
+            "soft_cap": cap,
+            "split": given.split,
+            "seed": given.seed,
+            "sign_convention": SIGN_CONVENTION,
+            "sum_error": worst,
+            "forced": bool(ability.problem),
+            "ability": ability.problem or "can do",
+            "constant_clean": constants[0].tolist(),
+            "constant_corrupted": constants[1].tolist(),
+            "logit_difference_clean": differences[0].tolist(),
+            "logit_difference_corrupted": differences[1].tolist(),
+            "versions": versions(),
+            "seconds": time.perf_counter() - started,
+        }
+        return DirectEffects(pd.concat(tables, ignore_index=True), given.pairs, record)
 
 
 def check_options(direction: str, batch_size: int | None) -> None:

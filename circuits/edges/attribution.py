@@ -16,7 +16,14 @@ from tqdm import tqdm
 from circuits.attribute.batch import Batch, Sources
 from circuits.attribute.plan import STEPS, TOLERANCE, make_plan
 from circuits.edges.graph import EdgeTable, edge_effects
-from circuits.edges.plan import ROLES, EdgeError, check_nodes, check_options, check_sources
+from circuits.edges.plan import (
+    ROLES,
+    EdgeError,
+    check_nodes,
+    check_options,
+    check_sources,
+    check_thoughts,
+)
 from circuits.graph import Edge, Node
 from circuits.metrics import Metric, check_metric, summarise_mean
 from circuits.models.hooked import HookedModel
@@ -105,6 +112,7 @@ def edge_attribution(
         raise EdgeError("there are no SAEs.")
     where = Sources(tuple(saes), saes)
     sites, _ = check_sources(model, where)
+    check_thoughts(model, torch.tensor(pairs.clean_tokens[:1]))
     shortest = min(map(len, pairs.clean_tokens))
     check_nodes(saes, sites, [*targets, *sources], shortest)
     if callable(metric):

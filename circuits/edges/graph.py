@@ -32,7 +32,7 @@ from torch import Tensor
 from circuits.attribute.batch import Batch
 from circuits.attribute.nodes import Block, LatentBlock
 from circuits.edges.gates import Run, SiteTargets, Slots
-from circuits.edges.plan import check_nodes, check_options, check_sources
+from circuits.edges.plan import check_nodes, check_options, check_sources, check_thoughts
 from circuits.edges.writes import SiteWrites
 from circuits.graph import Node
 from circuits.models.blocked import Blocked, BlockedRuns
@@ -101,6 +101,7 @@ def edge_effects(
     """
     kind = check_options(gates, chunk=chunk)
     sites, saes = check_sources(batch.model, batch.sources)
+    check_thoughts(batch.model, batch.base_tokens)
     targets, kept = tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(sources))
     length = batch.base_tokens.shape[1]
     summed = check_nodes(saes, sites, [*targets, *kept], length)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
+from jaxtyping import Int
+from torch import Tensor
+
 from circuits.attribute.batch import Sources
 from circuits.errors import CircuitsError
 from circuits.graph import Node
@@ -43,6 +46,16 @@ def check_sources(model: HookedModel, sources: Sources) -> tuple[tuple[Site, ...
     for site in sites:
         model.require(site.kind)
     return sites, sources.saes
+
+
+def check_thoughts(model: HookedModel, tokens: Int[Tensor, "pair position"]) -> None:
+    """Raise `EdgeError` for prompts whose thoughts are made while the model runs: a site then acts
+    on lower ones at later positions, and no order of sites is a forward order."""
+    if model.thinks(tokens) == "rerolled":
+        raise EdgeError(
+            "edges do not go through thoughts that are made while the model runs: hold them with "
+            '`model.thinking("frozen")` (--thoughts frozen).'
+        )
 
 
 def check_nodes(saes: SaeSet, sites: Sequence[Site], nodes: Collection[Node], length: int) -> bool:

@@ -24,6 +24,7 @@ from circuits.models.patches import Patches, between, check_patches, hook_patche
 from circuits.models.resume import Baseline, earliest
 from circuits.models.rows import differentiate_rows, resume_rows
 from circuits.models.stepped import Change, Stepped, run_stepped
+from circuits.models.thoughts import Filling, Mode, Thoughts, check_mode
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
 
@@ -61,7 +62,8 @@ class HookedModel:
         self.check: Any = None
         self.can_resume = False
         self._edits: Mapping[Site, Edit] = {}
-        self._fill: Callable[[Tensor], Inputs] = Inputs
+        self._filling = Filling()
+        self._thoughts: Thoughts | None = None
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)  # halves the cost of a backward pass
         self.module.eval()
@@ -116,7 +118,7 @@ class HookedModel:
     def inputs(self, inputs: Inputs | Tensor) -> Inputs:
         """What a pass over `inputs` is given: on the model's device, tokens alone completed as
         `filled` says. Raises `ModelError` for prompts that are too long."""
-        given = inputs if isinstance(inputs, Inputs) else self._fill(inputs)
+        given = inputs if isinstance(inputs, Inputs) else self._filling(self, inputs)
         if given.tokens.shape[1] > self.adapter.n_ctx:
             raise ModelError(
                 f"a prompt has {given.tokens.shape[1]} tokens, {self.name} takes at most "
@@ -124,16 +126,45 @@ class HookedModel:
             )
         return given.to(self.device)
 
+    @property
+    def thoughts(self) -> Thoughts | None:
+        """How the model thinks, for models that do. Then the token that marks a thought is one."""
+        return self._thoughts
+
+    @thoughts.setter
+    def thoughts(self, thoughts: Thoughts | None) -> None:
+        self._thoughts = thoughts
+        self._filling = Filling(thoughts.inputs) if thoughts else Filling()
+
     @contextlib.contextmanager
     def filled(self, fill: Callable[[Tensor], Inputs]) -> Iterator[None]:
         """For the time of a block, token ids given alone mean `fill(tokens)`: prompts of a task
         that makes its own embeddings."""
-        before = self._fill
-        self._fill = fill
+        before = self._filling
+        self._filling = Filling(fill, before.mode)
         try:
             yield
         finally:
-            self._fill = before
+            self._filling = before
+
+    @contextlib.contextmanager
+    def thinking(self, mode: Mode | None) -> Iterator[None]:
+        """For the time of a block, thoughts are "rerolled" or "frozen"; see
+        `circuits.models.thoughts`. None leaves them as they are: a model's own are rerolled."""
+        check_mode(mode)
+        before = self._filling
+        self._filling = Filling(before.fill, mode or before.mode)
+        try:
+            yield
+        finally:
+            self._filling = before
+
+    def thinks(self, tokens: Int[Tensor, "row position"]) -> Mode | None:
+        """How thoughts of these prompts are treated now; None for prompts without."""
+        given = self._filling.fill(tokens)
+        if not given.slots:
+            return None
+        return self._filling.mode or ("rerolled" if given.rolled else "frozen")
 
     @torch.no_grad()
     def roll(self, inputs: Inputs) -> Inputs:
@@ -302,8 +333,10 @@ class HookedModel:
 
         Attention looks back only, so rows may be padded at their end and the values there ignored.
         """
-        given = self.inputs(inputs)
         wanted = list(dict.fromkeys(sites))
+        if isinstance(inputs, Tensor) and self._thoughts is not None:
+            return self._by_pattern(inputs, wanted)
+        given = self.inputs(inputs)
         if given.rolled:
             _, pieces = self._cache_stepped(given, wanted, False)
             return {site: torch.cat(found, 1) for site, found in pieces.items()}
@@ -320,6 +353,16 @@ class HookedModel:
             with contextlib.suppress(_Enough):
                 self.adapter.forward(given.tokens)
         return {site: values[site] for site in wanted}
+
+    def _by_pattern(
+        self, tokens: Int[Tensor, "row position"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "row position width"]]:
+        """Activations of prompts whose thoughts may stand at different positions."""
+        assert self._thoughts is not None
+        parts = self._thoughts.patterns(tokens)
+        found = [self.activations(self.inputs(tokens[rows]), sites) for rows in parts]
+        order = torch.cat(parts).argsort()
+        return {s: torch.cat([f[s] for f in found])[order.to(self.device)] for s in sites}
 
     def _hook_store(
         self,

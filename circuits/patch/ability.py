@@ -24,7 +24,6 @@ from circuits.metrics import (
 from circuits.models.hooked import HookedModel
 from circuits.models.memory import out_of_memory
 from circuits.prompts import PairGroup, PromptPairs
-from circuits.task import Inputs
 
 _T = TypeVar("_T")
 
@@ -120,18 +119,14 @@ def baselines(
     model: HookedModel,
     pairs: PromptPairs,
     metric: Metric = logit_difference,
-    inputs: Callable[[Tensor], Inputs] = Inputs,
     batch_size: int = 16,
 ) -> Baselines:
-    """Logit difference and metric of every pair's clean and corrupted prompt.
-
-    inputs: from tokens to what the model is given, for tasks that overwrite embeddings.
-    """
+    """Logit difference and metric of every pair's clean and corrupted prompt."""
     found = Baselines(*(np.zeros(len(pairs)) for _ in range(4)))
 
     def run(group: PairGroup) -> None:
         where = list(group.indices)
-        clean, corrupted = model.run(inputs(group.clean)), model.run(inputs(group.corrupted))
+        clean, corrupted = model.run(group.clean), model.run(group.corrupted)
         targets = Targets.of(group.answer, group.foil, clean)
         for logits, difference, value in (
             (clean, found.clean_ld, found.clean_metric),

@@ -26,16 +26,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from circuits.errors import CircuitsError
-from circuits.metrics import Metric, Targets, find_metric, recovery
+from circuits.metrics import METRICS, Metric, Targets, find_metric, recovery
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import assess, baselines, in_halves, score
 from circuits.patch.cells import Cells, Direction, Plan, Positions, first_slots
-from circuits.patch.draw import draw
+from circuits.patch.draw import Drawn, draw, thinks
 from circuits.patch.result import PatchResult
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import SIGN_CONVENTION, Parts, versions
 from circuits.sites import SiteKind, parse_kind
-from circuits.task import Inputs, InputsTask, Task
+from circuits.task import Task
 
 _PAIRS_AT_ONCE = 8  # bounds what is cached of the two runs, whatever the number of pairs
 
@@ -81,7 +81,10 @@ def patch(
     force: patch even when the model cannot do the contrast.
     keep_parts: a folder in which finished pairs are kept while the sweep runs, so that the same
         call finds them after an interruption; `PatchResult.save` removes them. Not used with a
-        metric of your own or a task that makes its own embeddings, which cannot be compared.
+        metric of your own, nor with a task that makes embeddings for models without thoughts of
+        their own: they cannot be compared.
+    A model that thinks is patched with its thoughts rerolled; `model.thinking("frozen")` holds
+        them.
 
     Returns a `PatchResult` with one row a pair and cell. Raises, before any patched run:
     `SiteError` (unknown site, or one that the model lacks), `MetricError`, `SweepError`,
@@ -100,13 +103,29 @@ def patch(
         seed=seed,
         prepend_bos=prepend_bos,
     )
-    task = given.task
-    sweep = _Sweep(model, given.pairs, options, task if isinstance(task, InputsTask) else None)
+    with given.on(model):
+        return _patch(model, given, options, force, progress, keep_parts, started)
+
+
+def _patch(
+    model: HookedModel,
+    given: Drawn,
+    options: Plan,
+    force: bool,
+    progress: bool,
+    keep_parts: Path | None,
+    started: float,
+) -> PatchResult:
+    sweep = _Sweep(model, given.pairs, options)
     ability = assess(sweep.base.clean_ld, sweep.base.corrupted_ld)
     if not force:
         given.require_ability(model, ability, "Patching it")
     parts = None
-    if keep_parts is not None and not callable(metric) and not isinstance(task, InputsTask):
+    if (
+        keep_parts is not None
+        and METRICS.get(options.metric_name) is options.metric
+        and given.comparable(model)
+    ):
         parts = Parts(keep_parts, sweep.identity())
     scores = sweep.run(progress, parts)
     record: dict[str, Any] = {
@@ -122,9 +141,10 @@ def patch(
         "positions_patched": options.positions,
         "direction": options.direction,
         "metric": options.metric_name,
-        "batch_size": batch_size,
-        "split": split if given.drawn else None,
-        "seed": seed if given.drawn else None,
+        "thoughts": thinks(model, given.pairs),
+        "batch_size": options.batch_size,
+        "split": given.split,
+        "seed": given.seed,
         "sign_convention": SIGN_CONVENTION,
         "forced": bool(ability.problem),
         "ability": ability.problem or "can do",
@@ -190,15 +210,9 @@ class _Sweep:
         model: HookedModel,
         pairs: PromptPairs,
         plan: Plan,
-        inputs_task: InputsTask | None,
     ) -> None:
-        self.model, self.pairs, self.plan, self._inputs_task = model, pairs, plan, inputs_task
-        self.base = baselines(model, pairs, plan.metric, self._inputs, _PAIRS_AT_ONCE)
-
-    def _inputs(self, tokens: Tensor) -> Inputs:
-        if self._inputs_task is None:
-            return Inputs(tokens)
-        return self._inputs_task.inputs(self.model, tokens)
+        self.model, self.pairs, self.plan = model, pairs, plan
+        self.base = baselines(model, pairs, plan.metric, _PAIRS_AT_ONCE)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the scores depend on."""
@@ -208,6 +222,7 @@ class _Sweep:
             "prompts": asdict(self.pairs),
             "plan": [self.plan.kind, self.plan.layers, self.plan.direction, self.plan.positions],
             "metric": self.plan.metric_name,
+            "thoughts": thinks(self.model, self.pairs),
             "pairs_at_once": _PAIRS_AT_ONCE,
             "versions": versions(),
         }
@@ -240,7 +255,7 @@ class _Sweep:
 
     def _run_group(self, group: PairGroup, bar: Any) -> pd.DataFrame:
         noising = self.plan.direction == "noising"
-        clean, corrupted = self._inputs(group.clean), self._inputs(group.corrupted)
+        clean, corrupted = self.model.inputs(group.clean), self.model.inputs(group.corrupted)
         source, target = (corrupted, clean) if noising else (clean, corrupted)
         cells = Cells(self.model, self.plan, group, first_slots(clean, corrupted))
         source_logits, values = self.model.cache(source, self.plan.sites, first=cells.first)

@@ -148,6 +148,8 @@ class Quality:
     ) -> float:
         """Sum over predicted tokens, the one after the untouched first position left out."""
         counted = real[:, 2:].to(self._model.device)
+        if self._model.thoughts is not None:  # what marks a thought is not foretold
+            counted = counted & (tokens[:, 2:].to(counted.device) != self._model.thoughts.slot)
         logits = self._model.run_all_positions(tokens, edits)[:, 1:-1][counted].float()
         targets = tokens[:, 2:].to(logits.device)[counted]
         return float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))

@@ -82,9 +82,9 @@ class Chains:
     def keys(self) -> list[str]:
         """A name for each problem, without its letters: problems of one name are the same."""
         return [
-            str(numbers[0]) + "".join(f"{'+' if s > 0 else '-'}{n}" for s, n in zip(signs, rest))
-            for numbers, signs, rest in zip(
-                self.numbers.tolist(),
+            f"{first}" + "".join(f"{s * n:+d}" for s, n in zip(signs, rest, strict=True))
+            for first, signs, rest in zip(
+                self.numbers[:, 0].tolist(),
                 self.signs.tolist(),
                 self.numbers[:, 1:].tolist(),
                 strict=True,

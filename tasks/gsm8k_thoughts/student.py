@@ -43,9 +43,9 @@ class Student(nn.Module):
             attn_pdrop=0.0,
             bos_token_id=None,
             eos_token_id=None,
-            attn_implementation="sdpa",
         )
         self.model = GPT2LMHeadModel(config)
+        self.model.set_attn_implementation("sdpa")
         self.prj = Projection(d_model, d_model)
 
     @property
@@ -144,7 +144,7 @@ class Student(nn.Module):
 def branch(cache: DynamicCache) -> DynamicCache:
     """A cache that goes on from the same keys and values without changing the other."""
     new = DynamicCache()
-    for i, layer in enumerate(cache.layers):
-        assert layer.keys is not None and layer.values is not None
+    layers: list[Any] = cache.layers
+    for i, layer in enumerate(layers):
         new.update(layer.keys, layer.values, i)
     return new

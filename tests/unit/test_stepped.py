@@ -141,7 +141,8 @@ def test_patches_reach_the_thoughts_after_them(kind: str, edited: bool) -> None:
         assert (found[i] - expected[0]).abs().max() < 1e-4
         moved = (thoughts - before).abs().amax((0, 2)) > 1e-3
         # Thoughts behind the patch have moved, those before it have not.
-        assert moved.tolist() == [s >= p for s, p in zip(SOURCES, [min(p[1] for p in put)] * 3)]
+        first = min(position for _, position in put)
+        assert moved.tolist() == [source >= first for source in SOURCES]
         local = [replace(patches[i], rows=torch.tensor([0]))]
         if i == 5:
             local.append(replace(both, rows=torch.tensor([0])))
