@@ -32,14 +32,33 @@ VOCAB = 97
 _WORDS = ("the a cat dog sat ran on under mat log and then it was red blue one two three .").split()
 
 
-def tokenizer() -> Any:
-    """A word-level tokenizer over a handful of words, without a beginning-of-text token."""
+def tokenizer(*more: str) -> Any:
+    """A word-level tokenizer over a handful of words, without a beginning-of-text token.
+
+    more: words it should know besides.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["<unk>", *_WORDS, *(f"w{i}" for i in range(VOCAB - 1 - len(_WORDS)))]
+    words = ["<unk>", *_WORDS, *more]
+    words += [f"w{i}" for i in range(VOCAB - len(words))]
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    return _saved(PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>"))
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer with one token a byte, so that texts of any kind come back whole."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return _saved(PreTrainedTokenizerFast(tokenizer_object=raw))
+
+
+def _saved(made: Any) -> Any:
+    """Loaded from a folder, whose name TransformerLens asks for."""
     with tempfile.TemporaryDirectory() as folder:
         made.save_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder)
