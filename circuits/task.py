@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuits.corpora.documents import Source
 from circuits.errors import CircuitsError
 from circuits.prompts import PromptPairs
 
@@ -182,17 +183,27 @@ class ClassifierTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class DocumentsTask(Task, Protocol):
+    """Texts that SAEs for this task's model are trained on."""
+
+    def documents(self, model: Any) -> Source:
+        """Whole prompts, answers included, that are not among its pairs."""
+        ...
+
+
 _CAPABILITIES: dict[str, type] = {
     "pairs": PairsTask,
     "inputs": InputsTask,
     "generate": GenerateTask,
     "classifier": ClassifierTask,
+    "documents": DocumentsTask,
 }
 _Capability = TypeVar("_Capability")
 
 
 def capabilities(task: Task) -> tuple[str, ...]:
-    """The names of what `task` can do, of pairs, inputs, generate, classifier."""
+    """The names of what `task` can do, of pairs, inputs, generate, classifier, documents."""
     return tuple(name for name, protocol in _CAPABILITIES.items() if isinstance(task, protocol))
 
 

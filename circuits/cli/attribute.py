@@ -65,6 +65,7 @@ def attribute_command(
     batch_size: options.BatchOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
     out: options.OutOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Attribute even what the model cannot do.")
@@ -101,7 +102,7 @@ def attribute_command(
     elif numbers is not None:
         sites = [Site(i, kind) for i in numbers for kind in ("z", "attn_out", "mlp_out")]
     bos = found.prepend_bos if found is not None and prepend_bos is None else prepend_bos
-    with interruptible():
+    with interruptible(), loaded.thinking(thoughts):
         result = attribute(
             loaded,
             begun.prompts(loaded, bos),

@@ -79,6 +79,7 @@ def circuit_command(
     batch_size: options.BatchOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
     out: options.OutOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Look for it even if the model cannot do the task.")
@@ -130,7 +131,7 @@ def circuit_command(
     if effects is not None:
         bos = effects.prompts.prepend_bos
     other = PromptPairs.from_texts(judged, loaded.tokenizer, bos) if judged else None
-    with interruptible():
+    with interruptible(), loaded.thinking(thoughts):
         result = circuit(
             loaded,
             begun.prompts(loaded, bos),
@@ -178,6 +179,7 @@ def apply_command(
     batch_size: options.BatchOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
 ) -> None:
     """What a circuit that was found before is worth on other pairs."""
     from circuits.circuit import REFERENCES, apply_circuit
@@ -203,7 +205,7 @@ def apply_command(
     given = draw(
         loaded, begun.prompts(loaded, bos), None, "circuits", **begun.drawing, prepend_bos=bos
     )
-    with interruptible(keeps=False):
+    with interruptible(keeps=False), loaded.thinking(thoughts):
         applied = apply_circuit(
             loaded, one, given.pairs, saes=found, references=references, batch_size=batch_size
         )

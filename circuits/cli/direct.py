@@ -39,6 +39,7 @@ def direct_command(
     batch_size: options.BatchOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
     out: options.OutOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Look even at what the model cannot do.")
@@ -65,7 +66,7 @@ def direct_command(
     loaded = begun.task.load(model, device=device, dtype=dtype)
     found: Any = load_set(saes, loaded, layers, l0, width, sae_memory) if saes else None
     bos = found.prepend_bos if found is not None and prepend_bos is None else prepend_bos
-    with interruptible(keeps=False):
+    with interruptible(keeps=False), loaded.thinking(thoughts):
         result = direct(
             loaded,
             begun.prompts(loaded, bos),

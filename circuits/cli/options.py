@@ -49,6 +49,13 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder of the run [runs/TASK/METHOD-TIME].")
 ]
 
+ThoughtsOption = Annotated[
+    Literal["rerolled", "frozen"] | None,
+    typer.Option(
+        "--thoughts",
+        help="Continuous thoughts: made anew in every run, or held as they were [rerolled].",
+    ),
+]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Which layers, such as 0,6,12-18 [all].")
 ]

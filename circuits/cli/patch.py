@@ -39,6 +39,7 @@ def patch_command(
     prepend_bos: options.BosOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
     batch_size: options.BatchOption = None,
     out: options.OutOption = None,
     force: Annotated[
@@ -63,7 +64,7 @@ def patch_command(
     check_words(site, direction, metric, positions)
     numbers = parse_layers(layers) if layers else None
     loaded = begun.task.load(model, device=device, dtype=dtype)
-    with interruptible():
+    with interruptible(), loaded.thinking(thoughts):
         result = patch(
             loaded,
             begun.prompts(loaded, prepend_bos),

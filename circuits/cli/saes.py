@@ -28,6 +28,7 @@ def saes_command(
     prepend_bos: options.BosOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = "float32",
+    thoughts: options.ThoughtsOption = None,
     out: options.OutOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Measure even what the model cannot do.")
@@ -53,7 +54,7 @@ def saes_command(
         split=split or "explored",
         prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
-    with interruptible(keeps=False), reading(loaded, chosen):
+    with interruptible(keeps=False), reading(loaded, chosen), loaded.thinking(thoughts):
         result = measure_fidelity(loaded, found, pairs, task=chosen.name, force=force)
     result.record.update(contrast=name, seed=seed or 0, split=split or "explored")
     result.record["command"] = ctx.obj

@@ -30,6 +30,10 @@ def train_command(
         typer.Option("--sites", help="Instead of --layers: such as resid_post.6,z.22,mlp_out.22."),
     ] = None,
     model: options.ModelOption = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Its model and its texts, instead of --corpus."),
+    ] = None,
     corpus: options.CorpusOption = ["stdlib"],  # noqa: B006 (typer copies it)
     text_field: options.TextFieldOption = "text",
     num_tokens: Annotated[
@@ -88,9 +92,11 @@ def train_command(
     dtype: options.DtypeOption = "float32",
 ) -> None:
     """Train SAEs on a corpus: store activations in one pass, train one SAE a site."""
-    from circuits.corpora import parse_corpus
+    from circuits.corpora import Corpus, parse_corpus
     from circuits.models.load import find_dtype, load_model
+    from circuits.prompts import resolve_bos
     from circuits.sites import parse_kind
+    from circuits.task import DocumentsTask, load_task, require
     from circuits.train import SaeOptions, card_text, train_saes
 
     _check(ctx, extract_only, train_only, sites, layers, architecture, sparsity)
@@ -106,9 +112,26 @@ def train_command(
         autocast=autocast,
     )
     parse_kind(site)
-    loaded = load_model(model, device=device, dtype=dtype)
+    studied = None
+    if task is not None:
+        options.refuse(ctx, "--task", ("corpus", "text_field", "context"), "the task has its texts")
+        studied = require(load_task(task), DocumentsTask, "circuits train --task")
+        loaded = studied.load(model, device=device, dtype=dtype)
+    else:
+        loaded = load_model(model, device=device, dtype=dtype)
     text = None
-    if not train_only:
+    if studied is not None and not train_only:
+        text = Corpus(
+            (studied.documents(loaded),),
+            (1.0,),
+            heldout=heldout,
+            context=loaded.adapter.n_ctx,
+            smallest=2,
+            shortest=1,
+            prepend_bos=resolve_bos(loaded.tokenizer, prepend_bos),
+            tokenizer=loaded.tokenizer,
+        )
+    elif not train_only:
         text = parse_corpus(
             corpus,
             loaded.tokenizer,

@@ -260,6 +260,10 @@ class HookedModel:
         edits: per site a function of the activations there [row, position, width] (`z` with its
             heads side by side), which are already changed by the edits below.
         """
+        if isinstance(inputs, Tensor) and self._thoughts is not None:
+            parts = self._thoughts.patterns(inputs)
+            found = [self.run_all_positions(self.inputs(inputs[rows]), edits) for rows in parts]
+            return torch.cat(found)[torch.cat(parts).argsort().to(self.device)]
         given = self.inputs(inputs)
         if given.rolled:
 

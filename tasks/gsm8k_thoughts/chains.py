@@ -1,12 +1,13 @@
-"""Chains of additions and subtractions, written down backwards.
+"""Chains of additions, subtractions and multiplications, written down backwards.
 
-    c = b + 4 , b = a - 3 , a = 5 + 6 , c ?        worked: 5 + 6 = 11 , 11 - 3 = 8 ,   answer: 12
+    c = b + 4 , b = a * 3 , a = 5 - 2 , c ?        worked: 3 , 9 ,        answer: 13
 
 The last fact comes first. A model that reads from left to right can then not compute a step where
 it stands: what the step starts from is only known when everything has been read, so the work is
 left to what comes after the question, which is where the thoughts are. (With the facts in forward
-order a trained model's answer goes past its thoughts.) The worked solution leaves out the last
-step, so that the answer itself is not in it.
+order a trained model's answer goes past its thoughts.) The worked solution is the steps' values
+without the last one, so that the answer itself is not in it; it begins with a value, which the end
+of the question must foretell, as the first thought is made there.
 
 Every token of it is one word: a number, a variable's letter or a sign.
 """
@@ -14,7 +15,7 @@ Every token of it is one word: a number, a variable's letter or a sign.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 from circuits.errors import CircuitsError
 
 LETTERS = tuple("abcdefgh")
-SIGNS = ("+", "-")
+SIGNS = ("+", "-", "*")
+PLUS, MINUS, TIMES = range(3)
+MOST_FACTOR = 9
 PAD, BOT, THOUGHT, EOT, ANSWER = "<pad>", "<bot>", "<thought>", "<eot>", "answer"
 WORDS = (PAD, BOT, THOUGHT, EOT, ANSWER, "?", ",", "=", *SIGNS, *LETTERS)
 HELD_OUT = 16  # one problem of so many is never trained on
@@ -40,7 +43,7 @@ class ChainError(CircuitsError):
 class Chains:
     """Problems of one number of steps.
 
-    numbers: the first number and each step's operand. signs: of each step, +1 or -1.
+    numbers: the first number and each step's operand. signs: of each step, its place in `SIGNS`.
     letters: which letter each step's value is called by.
     """
 
@@ -53,13 +56,17 @@ class Chains:
 
     @property
     def n_steps(self) -> int:
-        """How many additions and subtractions a problem has."""
+        """How many steps a problem has."""
         return self.signs.shape[1]
 
     @property
     def values(self) -> Int[np.ndarray, "problem step"]:
         """What every step gives; the last one is the answer."""
-        return self.numbers[:, :1] + np.cumsum(self.signs * self.numbers[:, 1:], axis=1)
+        value, found = self.numbers[:, 0], []
+        for sign, operand in zip(self.signs.T, self.numbers[:, 1:].T, strict=True):
+            value = np.choose(sign, [value + operand, value - operand, value * operand])
+            found.append(value)
+        return np.stack(found, 1)
 
     @property
     def answers(self) -> Int[np.ndarray, " problem"]:
@@ -74,7 +81,7 @@ class Chains:
         """Which problems are kept out of training: by a hash of numbers and signs, so that a
         problem is on the same side whatever its letters."""
         digest = np.full(len(self), self.n_steps, dtype=np.uint64)
-        for column in (*self.numbers.T, *(self.signs + 1).T):
+        for column in (*self.numbers.T, *self.signs.T):
             digest = (digest ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             digest ^= digest >> np.uint64(29)
         return (digest >> np.uint64(17)) % np.uint64(HELD_OUT) == 0
@@ -82,7 +89,7 @@ class Chains:
     def keys(self) -> list[str]:
         """A name for each problem, without its letters: problems of one name are the same."""
         return [
-            f"{first}" + "".join(f"{s * n:+d}" for s, n in zip(signs, rest, strict=True))
+            f"{first}" + "".join(f"{SIGNS[s]}{n}" for s, n in zip(signs, rest, strict=True))
             for first, signs, rest in zip(
                 self.numbers[:, 0].tolist(),
                 self.signs.tolist(),
@@ -128,22 +135,18 @@ def _draw(rng: np.random.Generator, n: int, n_steps: int, n_numbers: int) -> Cha
     value = rng.integers(0, n_numbers, n)
     numbers, signs = [value], []
     for _ in range(n_steps):
-        room = {+1: n_numbers - 1 - value, -1: value}
-        sign = rng.choice([-1, 1], n)
-        sign = np.where(room[+1] < 1, -1, np.where(room[-1] < 1, 1, sign))
-        limit = np.where(sign > 0, room[+1], room[-1])
-        operand = 1 + (rng.random(n) * limit).astype(np.int64)
-        value = value + sign * operand
+        factor = np.where(value > 0, (n_numbers - 1) // np.maximum(value, 1), 0)
+        # How many operands each sign has: 1 to the limit, factors from 2 on.
+        room = np.stack([n_numbers - 1 - value, value, np.minimum(factor, MOST_FACTOR) - 1], 1)
+        weight = np.cumsum(room > 0, axis=1)
+        sign = (rng.random(n) * weight[:, -1] < weight.T).argmax(0)
+        limit = room[np.arange(n), sign]
+        operand = 1 + (rng.random(n) * limit).astype(np.int64) + (sign == TIMES)
+        value = np.choose(sign, [value + operand, value - operand, value * operand])
         numbers.append(operand)
         signs.append(sign)
     order = rng.permuted(np.tile(np.arange(len(LETTERS)), (n, 1)), axis=1)
     return Chains(np.stack(numbers, 1), np.stack(signs, 1), order[:, :n_steps])
-
-
-def other_letters(chains: Chains, rng: np.random.Generator) -> Chains:
-    """The same problems under other letters."""
-    order = rng.permuted(np.tile(np.arange(len(LETTERS)), (len(chains), 1)), axis=1)
-    return replace(chains, letters=order[:, : chains.n_steps])
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ class Vocabulary:
         return len(WORDS) + value
 
     def questions(self, chains: Chains) -> Int[np.ndarray, "problem position"]:
-        """`c = b + 4 , b = a - 3 , a = 5 + 6 , c ?`: 6 tokens a step and 2."""
+        """`c = b + 4 , b = a * 3 , a = 5 - 2 , c ?`: 6 tokens a step and 2."""
         n, k = chains.signs.shape
-        signs = np.where(chains.signs > 0, self.id("+"), self.id("-"))
+        signs = chains.signs + self.id(SIGNS[0])
         letters = chains.letters + self.id(LETTERS[0])
         columns: list[NDArray[Any]] = []
         for step in reversed(range(k)):
@@ -181,15 +184,13 @@ class Vocabulary:
         return np.stack([*columns, letters[:, -1], self._all("?", n)], 1)
 
     def worked(self, chains: Chains) -> Int[np.ndarray, "problem position"]:
-        """`5 + 6 = 11 , 11 - 3 = 8 ,`: all steps but the last."""
+        """`3 , 9 ,`: the values of all steps but the last."""
         n, k = chains.signs.shape
-        values = np.concatenate([chains.numbers[:, :1], chains.values], 1)
-        signs = np.where(chains.signs > 0, self.id("+"), self.id("-"))
-        columns: list[NDArray[Any]] = []
-        for step in range(k - 1):
-            columns += [self.number(values[:, step]), signs[:, step]]
-            columns += [self.number(chains.numbers[:, step + 1]), self._all("=", n)]
-            columns += [self.number(values[:, step + 1]), self._all(",", n)]
+        columns = [
+            column
+            for step in range(k - 1)
+            for column in (self.number(chains.values[:, step]), self._all(",", n))
+        ]
         return np.stack(columns, 1)
 
     def _all(self, word: str, n: int) -> NDArray[Any]:

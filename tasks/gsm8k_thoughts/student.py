@@ -52,9 +52,12 @@ class Student(nn.Module):
     def _body(self) -> Any:
         return self.model.transformer
 
-    def read(self, tokens: Int[Tensor, "row position"]) -> DynamicCache:
-        """Keys and values of the questions."""
-        return self._body(input_ids=tokens, use_cache=True).past_key_values
+    def read(
+        self, tokens: Int[Tensor, "row position"]
+    ) -> tuple[DynamicCache, Float[Tensor, "row d_model"]]:
+        """Keys and values of the questions, and the last hidden state after the final norm."""
+        out = self._body(input_ids=tokens, use_cache=True)
+        return out.past_key_values, out.last_hidden_state[:, -1]
 
     def think(
         self, cache: DynamicCache, n_thoughts: int
@@ -93,7 +96,7 @@ class Student(nn.Module):
         questions = torch.from_numpy(self.vocabulary.questions(chains))
         worked = torch.from_numpy(self.vocabulary.worked(chains))
         number = torch.from_numpy(self.vocabulary.number(chains.answers))
-        asked = self.read(questions)
+        asked, last = self.read(questions)
         kept = branch(asked)
 
         final = torch.full_like(number, self.vocabulary.id(ANSWER))[:, None]
@@ -101,10 +104,8 @@ class Student(nn.Module):
         out = self._body(
             input_ids=shown, past_key_values=asked, use_cache=True, output_hidden_states=True
         )
-        # The last token of the question foretells the first of the solution, a number of the
-        # question: that one is not asked for, so that the question is only read once.
-        logits = self.model.lm_head(out.hidden_states[-1])
-        wanted = torch.cat([shown[:, 1:], number[:, None]], 1)
+        logits = self.model.lm_head(torch.cat([last[:, None], out.hidden_states[-1]], 1))
+        wanted = torch.cat([shown, number[:, None]], 1)
         teacher = cross_entropy(logits.flatten(0, 1), wanted.flatten())
         states = [h[:, -1].detach() for h in out.hidden_states[1:]]
 
@@ -124,7 +125,7 @@ class Student(nn.Module):
         right = 0
         for start in range(0, len(chains), batch):
             part = chains.take(slice(start, start + batch))
-            cache = self.read(torch.from_numpy(self.vocabulary.questions(part)))
+            cache, _ = self.read(torch.from_numpy(self.vocabulary.questions(part)))
             logits, _ = self.answer(cache, n_thoughts)
             number = torch.from_numpy(self.vocabulary.number(part.answers))
             right += int((logits.argmax(-1) == number).sum())

@@ -86,7 +86,7 @@ class Options:
     def longest(self) -> int:
         """Most positions of a sequence: a question with its thoughts, or with its solution."""
         asked = 6 * self.steps[1] + 2
-        return asked + max(self.thoughts + 3, 6 * (self.steps[1] - 1) + 1)
+        return asked + max(self.thoughts + 3, 2 * (self.steps[1] - 1) + 1)
 
     def problems(self, update: int) -> Chains:
         """The examples of one update; all of them have one number of steps."""
@@ -287,7 +287,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of weights and problems.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads; one is fastest for a small model.")] = 1,
 ) -> None:
-    """Train a small CODI on chains of additions and subtractions."""
+    """Train a small CODI on chains of additions, subtractions and multiplications."""
     low, _, high = steps.partition("-")
     if not low.isdigit() or not (high or low).isdigit():
         raise ThoughtTrainingError(f"--steps {steps!r}: a number, or two as 2-4.")

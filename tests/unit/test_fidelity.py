@@ -173,7 +173,7 @@ def test_edits_of_the_middle_of_the_stream_are_patches_of_it(kind: str) -> None:
     model = tiny.hooked_transformer() if kind == "transformer" else tiny.bridge(kind)
     site, tokens = Site(1, "resid_mid"), torch.tensor([[4, 9, 2, 7], [3, 3, 8, 1]])
     _, values = model.cache(tokens, [site])
-    edited = model.run_all_positions(tokens, {site: lambda x: 0.5 * x + 1})[:, -1]
+    edited = model.run_all_positions(tokens, {site: lambda x, start: 0.5 * x + 1})[:, -1]
     rows, positions = torch.arange(2).repeat_interleave(4), torch.arange(4).repeat(2)
     wanted = 0.5 * values[site].flatten(0, 1) + 1
     patched = model.run(tokens, [Patches(site, rows, positions, wanted)])

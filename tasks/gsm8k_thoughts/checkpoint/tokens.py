@@ -52,8 +52,8 @@ class CodiTokens:
     prepend_bos: bool
 
     def __post_init__(self) -> None:
-        if self.thoughts < 1:
-            raise CheckpointError(f"thoughts={self.thoughts}: a CODI has at least one.")
+        if self.thoughts < 0:
+            raise CheckpointError(f"thoughts={self.thoughts}: at least 0 is needed.")
         if self.bot not in self.before or self.eot not in self.after:
             raise CheckpointError("bot must stand before the thoughts and eot after them.")
 
@@ -75,7 +75,8 @@ class CodiTokens:
             *(self.answer_prefix_ids if prefix else ()),
             *answer,
         )
-        return Layout(tokens, slots, (start - 1, *slots[:-1]))
+        sources = tuple(range(start - 1, start - 1 + self.thoughts))
+        return Layout(tokens, slots, sources)
 
 
 def number_prefix(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -1,0 +1,144 @@
+"""The gsm8k_thoughts task: which continuous thought carries which value of a computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.corpora.documents import Source
+from circuits.models.hooked import HookedModel
+from circuits.prompts import Mark, Pair, PromptPairs
+from circuits.task import Inputs, TaskError, check_contrast
+from tasks.gsm8k_thoughts.documents import ChainTexts
+from tasks.gsm8k_thoughts.gsm8k import symbolic_pairs
+from tasks.gsm8k_thoughts.model import load_thinking, thoughts_of
+from tasks.gsm8k_thoughts.pairs import FAMILIES, as_pair, chain_pairs, chain_vocabulary
+
+WORDS = "words"  # the contrast of word problems, for published checkpoints
+
+
+@dataclass(frozen=True)
+class ContinuousThoughts:
+    """Problems that differ in an operand, answered after continuous thoughts.
+
+    The embedded CODI solves chains of additions and subtractions (`tasks.gsm8k_thoughts.chains`),
+    published ones solve word problems (contrast `words`). Only pairs of which the model answers
+    both problems right are given. Named positions: operand, where the problems differ; bot; t1 to
+    t6, the thoughts; eot; answer, the last token, which is END too.
+    """
+
+    name: str = "gsm8k_thoughts"
+    description: str = "which continuous thought carries which value of a computation"
+    position_names: tuple[str, ...] = (
+        "operand",
+        "bot",
+        *(f"t{i}" for i in range(1, 7)),
+        "eot",
+        "answer",
+        "END",
+    )
+    default_contrast: str = "first"
+    contrasts: Mapping[str, str] = field(
+        default_factory=lambda: {
+            **FAMILIES,
+            WORDS: "word problems of GSM-Symbolic that differ in one number (extra gsm)",
+        }
+    )
+
+    def load(self, model: str | None = None, **options: Any) -> HookedModel:
+        """The model that thinks; None is the embedded CODI. See
+        `tasks.gsm8k_thoughts.model.load_thinking`."""
+        return load_thinking(model, **options)
+
+    def inputs(self, model: HookedModel, tokens: Int[Tensor, "row position"]) -> Inputs:
+        """The prompts with their thoughts to be made while the model runs."""
+        return thoughts_of(model).inputs(tokens.to(model.device))
+
+    def documents(self, model: HookedModel) -> Source:
+        """Chains with their answers, from the side that the model was trained on."""
+        thoughts = thoughts_of(model)
+        vocabulary = chain_vocabulary(model)
+        assert thoughts.steps is not None
+        return ChainTexts(vocabulary, thoughts.steps, thoughts)
+
+    def pairs(
+        self,
+        model: HookedModel,
+        *,
+        contrast: str | None = None,
+        n: int = 12,
+        seed: int = 0,
+        split: Literal["explored", "held_out"] = "explored",
+        prepend_bos: bool | None = None,
+    ) -> PromptPairs:
+        """`n` pairs that the model solves on both sides.
+
+        prepend_bos: as the model was trained; anything else is refused. Raises `TaskError` for an
+        unknown contrast, one that this kind of model does not have, and when there are fewer.
+        """
+        family = check_contrast(self, contrast)
+        thoughts = thoughts_of(model)
+        if prepend_bos not in (None, thoughts.tokens.prepend_bos):
+            raise TaskError(
+                f"prepend_bos={prepend_bos}, but {model.name} was trained with "
+                f"{thoughts.tokens.prepend_bos}: leave it out."
+            )
+        if n < 1:
+            raise TaskError(f"{n} pairs asked for: at least 1 is needed.")
+        chains = thoughts.vocabulary is not None
+        if chains == (family == WORDS):
+            has = ", ".join(FAMILIES) if chains else WORDS
+            raise TaskError(f"{model.name} has the contrasts {has}, not {family}.")
+        if not chains:
+            return _word_pairs(model, n, seed, split)
+        couples = chain_pairs(model, family, n, seed, split)
+        made = [as_pair(model, *couple, family) for couple in couples]
+        return PromptPairs.from_texts(made, model.tokenizer, False)
+
+
+def _word_pairs(
+    model: HookedModel, n: int, seed: int, split: Literal["explored", "held_out"]
+) -> PromptPairs:
+    tokens, tokenizer = thoughts_of(model).tokens, model.tokenizer
+    inner = (*tokens.before, *[tokens.pad] * tokens.thoughts, *tokens.after)
+    between = "".join(tokenizer.convert_ids_to_tokens(list(inner)))
+    kept: list[Pair] = []
+    tried = 4 * n
+    side: Literal["train", "test"] = "train" if split == "explored" else "test"
+    for couple in symbolic_pairs(tokenizer, tried, seed=seed, split=side):
+        pair = couple.as_pair(tokenizer, f"{between}{tokens.answer_prefix}")
+        start = len(couple.clean.question)
+        marks = dict(pair.marks)
+        marks["bot"] = Mark(
+            pair.clean.index(between, start), pair.corrupted.index(between), len(tokens.before) - 1
+        )
+        bot = marks["bot"]
+        names = [*(f"t{i + 1}" for i in range(tokens.thoughts)), "eot"]
+        for i, name in enumerate(names, start=1):
+            marks[name] = Mark(bot.clean, bot.corrupted, bot.shift + i)
+        kept.append(Pair(pair.clean, pair.corrupted, pair.answer, pair.foil, marks, pair.template))
+    made = PromptPairs.from_texts(kept, tokenizer, tokens.prepend_bos)
+    return _solved_words(model, made, kept, n)
+
+
+def _solved_words(model: HookedModel, pairs: PromptPairs, texts: list[Pair], n: int) -> PromptPairs:
+    """The first `n` pairs whose answers' first tokens the model puts first on both sides."""
+    right: list[int] = []
+    for group in pairs.groups(8):
+        clean = model.run(group.clean).argmax(-1).cpu() == group.answer
+        corrupted = model.run(group.corrupted).argmax(-1).cpu() == group.foil
+        right += [i for i, ok in zip(group.indices, clean & corrupted, strict=True) if ok]
+    if len(right) < n:
+        raise TaskError(
+            f"{model.name} solves {len(right)} of {len(pairs)} pairs of word problems on both "
+            f"sides, {n} are asked for: ask for fewer, or take a model that solves more."
+        )
+    chosen = [texts[i] for i in sorted(right)[:n]]
+    return PromptPairs.from_texts(chosen, model.tokenizer, pairs.prepend_bos)
+
+
+task = ContinuousThoughts()
