@@ -6,8 +6,7 @@ The last fact comes first. A model that reads from left to right can then not co
 it stands: what the step starts from is only known when everything has been read, so the work is
 left to what comes after the question, which is where the thoughts are. (With the facts in forward
 order a trained model's answer goes past its thoughts.) The worked solution is the steps' values
-without the last one, so that the answer itself is not in it; it begins with a value, which the end
-of the question must foretell, as the first thought is made there.
+without the last one, so that the answer itself is not in it.
 
 Every token of it is one word: a number, a variable's letter or a sign.
 """
@@ -47,7 +46,7 @@ class Chains:
     letters: which letter each step's value is called by.
     """
 
-    numbers: Int[np.ndarray, "problem step+1"]
+    numbers: Int[np.ndarray, "problem number"]
     signs: Int[np.ndarray, "problem step"]
     letters: Int[np.ndarray, "problem step"]
 

@@ -86,7 +86,7 @@ class Options:
     def longest(self) -> int:
         """Most positions of a sequence: a question with its thoughts, or with its solution."""
         asked = 6 * self.steps[1] + 2
-        return asked + max(self.thoughts + 3, 2 * (self.steps[1] - 1) + 1)
+        return asked + max(self.thoughts, 2 * (self.steps[1] - 1)) + 3
 
     def problems(self, update: int) -> Chains:
         """The examples of one update; all of them have one number of steps."""
@@ -159,7 +159,7 @@ class Training:
     def _quick(self) -> dict[str, float]:
         low, high = self.options.steps
         right = [
-            self.student.accuracy(test_problems(self.options, k, 250), self.options.thoughts)
+            self.student.accuracy(held_out_problems(self.options, k, 250), self.options.thoughts)
             for k in range(low, high + 1)
         ]
         return {"accuracy": float(np.mean(right))}
@@ -235,7 +235,7 @@ class Training:
         by_steps: dict[str, list[float]] = {}
         teacher: dict[str, float] = {}
         for k in range(low, high + 1):
-            problems = test_problems(self.options, k, N_TEST)
+            problems = held_out_problems(self.options, k, N_TEST)
             counts = range(self.options.thoughts + 1)
             by_steps[str(k)] = [self.student.accuracy(problems, n) for n in counts]
             teacher[str(k)] = self.student.teacher_accuracy(problems)
@@ -253,7 +253,7 @@ class Training:
         }
 
 
-def test_problems(options: Options, n_steps: int, n: int) -> Chains:
+def held_out_problems(options: Options, n_steps: int, n: int) -> Chains:
     """Held-out problems, the same for every seed and number of thoughts."""
     rng = np.random.default_rng([2**31, n_steps, options.numbers])
     return draw_chains(rng, n, n_steps, options.numbers, "held_out")

@@ -37,7 +37,7 @@ def continued(chains: Chains, step: int, value: NDArray[Any]) -> NDArray[Any]:
 
 
 def interchange(model: HookedModel, chains: Chains, *, seed: int = 0) -> pd.DataFrame:
-    """Put thought i of another problem, whose step j gave v, into a problem: is the answer f(v)?
+    """Put thought i of another problem (or all), whose step j gave v, in: is the answer f(v)?
 
     One row a mode, thought and step: `follows`, the share of answers that are f(v), with a 95%
     interval over problems, and `chance`, the share for a v of a third problem that was not put in.
@@ -48,24 +48,24 @@ def interchange(model: HookedModel, chains: Chains, *, seed: int = 0) -> pd.Data
     shift = int(rng.integers(1, n - 1))
     source, third = np.roll(np.arange(n), shift), np.roll(np.arange(n), shift + 1)
     tokens = prompts_of(model, chains)
-    slots = _slots(model, chains)
+    names, places = _places(model, chains)
     rows: list[dict[str, Any]] = []
     for mode in MODES:
         with model.thinking(mode):
             _, values = model.cache(tokens, [_SLOT])
-            logits = swap(model, tokens, [[s] for s in slots], values[_SLOT][source])
+            logits = swap(model, tokens, places, values[_SLOT][source])
         said = (logits.argmax(-1) - vocabulary.number(0)).numpy()
         for step, name in enumerate(value_names(chains.n_steps), start=1):
             wanted = continued(chains, step, chains.values[source, step - 1])
             other = continued(chains, step, chains.values[third, step - 1])
             counts = _valid(wanted, chains, vocabulary.n_numbers)
             chance = _valid(other, chains, vocabulary.n_numbers) & (other != wanted)
-            for i in range(len(slots)):
+            for i, place in enumerate(names):
                 follows = summarise_mean((said[i] == wanted)[counts].astype(float))
                 rows.append(
                     {
                         "thoughts": mode,
-                        "place": f"t{i + 1}",
+                        "place": place,
                         "value": name,
                         "follows": float(follows.value),
                         "low": float(follows.low),
@@ -81,8 +81,10 @@ def _valid(answer: NDArray[Any], chains: Chains, n_numbers: int) -> NDArray[np.b
     return (answer >= 0) & (answer < n_numbers) & (answer != chains.answers)
 
 
-def _slots(model: HookedModel, chains: Chains) -> Sequence[int]:
-    return thoughts_of(model).tokens.lay_out([0] * (6 * chains.n_steps + 2)).slots
+def _places(model: HookedModel, chains: Chains) -> tuple[list[str], list[Sequence[int]]]:
+    """Names and positions of every thought, and of all of them together."""
+    slots = thoughts_of(model).tokens.lay_out([0] * (6 * chains.n_steps + 2)).slots
+    return [*(f"t{i + 1}" for i in range(len(slots))), "all"], [*([s] for s in slots), slots]
 
 
 def ablations(model: HookedModel, chains: Chains, *, seed: int = 0) -> pd.DataFrame:
@@ -94,9 +96,8 @@ def ablations(model: HookedModel, chains: Chains, *, seed: int = 0) -> pd.DataFr
     """
     draw = torch.Generator().manual_seed(seed)
     vocabulary = chain_vocabulary(model)
-    tokens, slots = prompts_of(model, chains), _slots(model, chains)
-    places = [[s] for s in slots] + [list(slots)]
-    names = [f"t{i + 1}" for i in range(len(slots))] + ["all thoughts"]
+    tokens = prompts_of(model, chains)
+    names, places = _places(model, chains)
     rows: list[dict[str, Any]] = []
     for mode in MODES:
         with model.thinking(mode):

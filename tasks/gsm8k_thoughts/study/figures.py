@@ -121,7 +121,9 @@ def interchange_figure(study: ThoughtStudy) -> go.Figure:
     for i, mode in enumerate(_NAMES):
         part = data[data["thoughts"] == mode]
         grid = part.pivot(index="value", columns="place", values="follows")
-        grid = grid.reindex(index=study.record["values"])
+        grid = grid.reindex(
+            index=study.record["values"], columns=list(dict.fromkeys(part["place"]))
+        )
         heat = go.Heatmap(
             z=grid.to_numpy(),
             x=list(grid.columns),
@@ -136,9 +138,9 @@ def interchange_figure(study: ThoughtStudy) -> go.Figure:
         )
         figure.add_trace(heat, row=1, col=i + 1)
     lines = [
-        "A thought of another problem, in which a step gave v, is put in: the share of answers "
-        "that are f(v), what the rest of the problem makes of v. For a v that was not put in it "
-        f"is at most {float(data['chance'].max()):.2f}."
+        "A thought of another problem (or all of them), in which a step gave v, is put in: the "
+        "share of answers that are f(v), what the rest of the problem makes of v. For a v that was "
+        f"not put in it is at most {float(data['chance'].max()):.2f}."
     ]
     top = title(figure, "Values exchanged", f", {study.record['model']}", lines)
     figure.update_annotations(font_size=12)

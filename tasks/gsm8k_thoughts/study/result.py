@@ -141,7 +141,7 @@ def study(
     replaced: Any = tables["ablations"]
     mean = replaced[
         (replaced["ablation"] == "mean")
-        & (replaced["place"] == "all thoughts")
+        & (replaced["place"] == "all")
         & (replaced["thoughts"] == "frozen")
     ]
     alone = None if control is None else float(control["accuracy_after_thoughts"][0])

@@ -92,7 +92,7 @@ def _swapped(
     named = pairs.positions[group.indices[0]]
     slots = {name: p for name, p in named.items() if name[0] == "t" and name[1:].isdigit()}
     differs = (group.clean != group.corrupted).any(0).nonzero().squeeze(1).tolist()
-    places = {**{n: [p] for n, p in slots.items()}, "all thoughts": list(slots.values())}
+    places = {**{n: [p] for n, p in slots.items()}, "all": list(slots.values())}
     places["operands"] = differs
     clean, values = model.cache(group.clean, [_SLOT])
     corrupted = model.run(group.corrupted)
