@@ -31,7 +31,8 @@ FAMILIES = {
     "null": "other operands, the same values before the answer: nothing may transfer",
 }
 _AT_ONCE = 256
-_TRIES = 400  # batches of candidates before it is said that there are too few pairs
+_CANDIDATES = 4096  # of which about one in twenty is a couple
+_TRIES = 40  # batches of candidates before it is said that there are too few pairs
 Changed = tuple[Chains, NDArray[np.bool_]]
 
 
@@ -124,7 +125,7 @@ def _couples(
     rng: np.random.Generator,
     split: str,
 ) -> Iterator[tuple[Chains, Chains, int]]:
-    clean = draw_chains(rng, _AT_ONCE, n_steps, vocabulary.n_numbers, "held_out")
+    clean = draw_chains(rng, _CANDIDATES, n_steps, vocabulary.n_numbers, "held_out")
     clean = clean.take(_half(clean) == (split == "held_out"))
     corrupted, step = _CHANGES[family](clean, rng, vocabulary.n_numbers)
     fits = ((corrupted.values >= 0) & (corrupted.values < vocabulary.n_numbers)).all(1)
