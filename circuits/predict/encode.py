@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +14,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
 from circuits.predict.scores import PredictError
-from circuits.predict.vectors import Fitted, Vectors
+from circuits.predict.vectors import POOL_AXES, Fitted, Vectors
 from circuits.saes import SaeSet
+from circuits.saes.sae import Sae
 from circuits.sites import Site
 
 _MOST_NUMBERS = 1 << 31  # of a dense table of latents
@@ -59,6 +62,44 @@ def _site(name: str) -> Site:
         raise PredictError(f"the vectors' site {name!r} is none that an SAE could read.") from error
 
 
+class Kept:
+    """SAEs that were trained already, by the rows they were trained on: every estimator of a fold
+    asks for the same ones. Copies of estimators share it."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[Sae]] = {}
+
+    def __deepcopy__(self, memo: Any) -> Kept:
+        return self
+
+    def get(self, key: str, make: Callable[[], list[Sae]]) -> list[Sae]:
+        """What is kept under a key, made when it is not there."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+
+class PoolSteps(TransformerMixin, BaseEstimator):
+    """`Vectors.pooled` for rows in a pipeline; nothing is fitted."""
+
+    def __init__(self, sites: int, positions: int, how: str, over: str) -> None:
+        self.sites = sites
+        self.positions = positions
+        self.how = how
+        self.over = over
+
+    def fit(self, X: np.ndarray, y: Any = None) -> PoolSteps:
+        """Nothing."""
+        self.axes_ = POOL_AXES[self.over]
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """Mean or maximum over positions, sites, or both."""
+        x = X.reshape(len(X), self.sites, self.positions, -1)
+        function = np.mean if self.how == "mean" else np.max
+        return function(x, axis=self.axes_).reshape(len(X), -1)
+
+
 class FoldSae(TransformerMixin, BaseEstimator):
     """An SAE a site, trained on the rows it is fitted on; all positions of a site train one.
 
@@ -67,7 +108,14 @@ class FoldSae(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, sites: int, positions: int, latents: int, active: int, epochs: int = 20, seed: int = 0
+        self,
+        sites: int,
+        positions: int,
+        latents: int,
+        active: int,
+        epochs: int = 20,
+        seed: int = 0,
+        kept: Kept | None = None,
     ) -> None:
         self.sites = sites
         self.positions = positions
@@ -75,6 +123,7 @@ class FoldSae(TransformerMixin, BaseEstimator):
         self.active = active
         self.epochs = epochs
         self.seed = seed
+        self.kept = kept
 
     def _split(self, X: np.ndarray) -> Float[Tensor, "record site position width"]:
         x = torch.as_tensor(np.ascontiguousarray(X, dtype=np.float32))
@@ -93,10 +142,16 @@ class FoldSae(TransformerMixin, BaseEstimator):
             seed=self.seed,
         )
         x = self._split(X)
-        self.saes_ = [
-            train_rows(x[:, i].flatten(0, 1), options, Site(i, "resid_post"))
-            for i in range(self.sites)
-        ]
+
+        def train() -> list[Sae]:
+            return [
+                train_rows(x[:, i].flatten(0, 1), options, Site(i, "resid_post"))
+                for i in range(self.sites)
+            ]
+
+        rows = hashlib.sha256(x.numpy().tobytes()).hexdigest()
+        key = f"{rows} {self.latents} {self.active} {self.epochs} {self.seed}"
+        self.saes_ = train() if self.kept is None else self.kept.get(key, train)
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ from safetensors.numpy import save_file
 from circuits.labelled import LabelError, Labelled, check_ids, named
 
 Pool = Literal["concat", "mean", "max"]
+Over = Literal["positions", "sites", "both"]
+POOL_AXES: dict[str, tuple[int, ...]] = {"positions": (2,), "sites": (1,), "both": (1, 2)}
 POOLS: tuple[Pool, ...] = ("concat", "mean", "max")
 
 
@@ -113,15 +115,13 @@ class Vectors:
             digests=tuple(self.digests[i] for i in order),
         )
 
-    def pooled(
-        self, how: Pool, over: Literal["positions", "sites", "both"] = "positions"
-    ) -> Vectors:
+    def pooled(self, how: Pool, over: Over = "positions") -> Vectors:
         """Mean or maximum over positions, sites, or both; "concat" leaves them side by side."""
         if how not in POOLS:
             raise JoinError(f"unknown pooling {how!r}: expected one of {', '.join(POOLS)}.")
         if how == "concat":
             return self
-        axes = {"positions": (2,), "sites": (1,), "both": (1, 2)}[over]
+        axes = POOL_AXES[over]
         function = np.mean if how == "mean" else np.max
         return replace(
             self,
