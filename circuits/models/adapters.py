@@ -72,6 +72,9 @@ class Adapter(Protocol):
         """The module whose output is the tensor at `site`; raises `SiteError` if there is none."""
         ...
 
+    def pattern_point(self, layer: int) -> nn.Module:
+        """The module whose output is a layer's attention pattern; raises `SiteError` if none is."""
+
     def embedding(self) -> nn.Module:
         """The module whose output is the token embedding, before position embeddings."""
         ...
@@ -205,6 +208,9 @@ class BridgeAdapter:
             )
         return point
 
+    def pattern_point(self, layer: int) -> nn.Module:
+        return _pattern(self.module.get_hook_point(f"blocks.{layer}.attn.hook_pattern"), layer)
+
     def embedding(self) -> nn.Module:
         point = self.module.get_hook_point("embed.hook_out")
         if point is None:
@@ -276,6 +282,12 @@ class BridgeAdapter:
                 self._layers[i] = original
 
 
+def _pattern(point: nn.Module | None, layer: int) -> nn.Module:
+    if point is None:
+        raise SiteError(f"this model has no hook on the attention pattern of layer {layer}.")
+    return point
+
+
 class _PrefixEntry:
     """What `HookedTransformer` asks of a cache entry, with a fixed prefix."""
 
@@ -320,6 +332,9 @@ class TransformerAdapter:
         if point is None or idle:
             raise SiteError(f"this HookedTransformer has no {site.kind}; use another site.")
         return point
+
+    def pattern_point(self, layer: int) -> nn.Module:
+        return _pattern(self.module.hook_dict.get(f"blocks.{layer}.attn.hook_pattern"), layer)
 
     def embedding(self) -> nn.Module:
         return self.module.hook_embed

@@ -211,15 +211,13 @@ class Target:
                 data.train_vectors, data.train, mine.groups, mine.folds, self.seed
             )
             first.append(replace(check, name="alignment of training vectors"))
-        own = (
-            []
-            if data.train is not None
-            else [look.check_fitted(held, data.vectors.ids, truth.folds, declared)]
-        )
+        # Training rows of another model are kept apart by group; what was declared is looked at.
+        mine = held if data.train is None else ()
+        own = look.check_fitted(mine, data.vectors.ids, truth.folds, declared)
         permuted = [look.check_permuted(runs)] if len(runs) else []
         p = float(scores.loc[scores["name"] == "chosen", "p"].iloc[0])
         last = look.check_null(p, spots.p, spots.largest, spots.chance)
-        return look.Audit((*first, *checks, *own, *permuted, last))
+        return look.Audit((*first, *checks, own, *permuted, last))
 
     def _localise(self, main: Vectors, saes: Any, pool: tuple[Pool, Over]) -> Localisation:
         """Of the features as they are; of an SAE fitted on all records where folds have their own.
