@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from circuits.cli import options
+from circuits.cli.predict_source import Source
 from circuits.cli.running import interruptible
 from circuits.cli.show import console
 from circuits.cli.show_predict import print_predict
 from circuits.cli.start import load_set
 from circuits.errors import CircuitsError
-
-if TYPE_CHECKING:
-    from circuits.labelled import Labelled
-    from circuits.predict import Vectors
-    from circuits.predict.extract import Positions
 
 # What only an extraction reads.
 _OF_THE_MODEL = ("model", "saes", "layers", "site", "positions", "features", "l0", "width")
@@ -108,7 +102,7 @@ def predict_command(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     cache_dir: Annotated[
         Path | None,
-        typer.Option("--cache-dir", help="Keeps vectors, and what is finished of them."),
+        typer.Option("--cache-dir", help="Keeps vectors, finished or begun."),
     ] = None,
     extract_only: Annotated[
         bool, typer.Option("--extract-only", help="Store vectors in --cache-dir, predict nothing.")
@@ -135,10 +129,14 @@ def predict_command(
     if write_original is not None and write_original.exists():
         raise CircuitsError(f"{write_original} exists already: give another name.")
     targets = tuple(target or ["wrong"])
-    wanted = SaeFit(fit_sae, active) if fit_sae else None
-    source = _Source(
+    keys = [k.strip() for k in surface.split(",")] if surface else []
+    source = Source(
         task,
+        data,
+        data_format,
         model,
+        train_data,
+        train_model,
         features,
         site,
         layers,
@@ -149,36 +147,24 @@ def predict_command(
         dtype,
         n,
         seed,
+        keys,
+        targets,
+        folds,
+        cache_dir,
     )
     source.check()
-    name = source.task.name if source.task else (data.stem if data else "custom")
+    name = source.name
     folder = out or default_folder(name, "predict")
     if not extract_only:
         check_new(folder)
-    keys = [k.strip() for k in surface.split(",")] if surface else []
-    train: Any = None
     with interruptible(keeps=cache_dir is not None):
-        if data_format == "original" and data is not None:
-            from circuits.predict import read_original
-
-            records, vectors = read_original(data)
-            _require(records, targets, folds)
-            loaded = None
-        else:
-            given = _read(data, keys, targets, folds) if data else None
-            first = _read(train_data, keys, targets, folds) if train_data else None
-            loaded = source.load()
-            records, vectors = source.extract(loaded, given, cache_dir, targets, folds)
-            if first is not None:
-                other = source.load(train_model) if train_model else loaded
-                place = cache_dir / "train" if cache_dir else None
-                train = source.extract(other, first, place, targets, folds)
+        loaded, records, vectors, train = source.gather()
         if write_original is not None:
             write(write_original, records, vectors, source=str(model or name))
         if extract_only:
             console.print(f"Stored {len(records)} records in {cache_dir}", highlight=False)
             return
-        found: Any = wanted
+        found: Any = SaeFit(fit_sae, active) if fit_sae else None
         if saes:
             found = load_set(saes, loaded, layers, l0, width, sae_memory)
             found = found.at([s for s in found if str(s) in vectors.sites])
@@ -196,14 +182,14 @@ def predict_command(
             merge_twins=merge_twins,
             seed=seed,
         )
-    result.record |= {
-        "task": name,
-        "model": loaded.name if loaded is not None else vectors.source.get("model"),
-        "model_sha256": loaded.sha256 if loaded is not None else None,
-        "command": ctx.obj,
-    }
+    result.record.update(
+        task=name,
+        model=loaded.name if loaded is not None else vectors.source.get("model"),
+        model_sha256=loaded.sha256 if loaded is not None else None,
+        command=ctx.obj,
+    )
     if data is not None:
-        result.record |= {"data": str(data), "data_sha256": sha256_of(data)}
+        result.record.update(data=str(data), data_sha256=sha256_of(data))
     result.save(folder)
     print_predict(result)
     console.print(f"Saved {folder}; open {folder}/predict.html", highlight=False, markup=False)
@@ -237,93 +223,3 @@ def _check(
         options.refuse(ctx, "no --saes", ("l0", "width", "sae_memory"), "they choose SAEs")
     if not fit_sae:
         options.refuse(ctx, "no --fit-sae", ("active",), "it is of SAEs that are trained")
-
-
-def _read(path: Path, keys: list[str], targets: Sequence[str], folds: int) -> list[Labelled]:
-    from circuits.labelled import read_labelled
-
-    records = read_labelled(path, keys)
-    _require(records, targets, folds)
-    return records
-
-
-def _require(records: Sequence[Labelled], targets: Sequence[str], folds: int) -> None:
-    from circuits.labelled import check_labels
-
-    for target in targets:
-        check_labels(records, target, folds)
-
-
-@dataclass
-class _Source:
-    """Where records and vectors come from."""
-
-    task_name: str | None
-    model: str | None
-    features: str
-    site: str
-    layers: str | None
-    positions: str | None
-    prepend_bos: bool | None
-    batch_size: int
-    device: str | None
-    dtype: str
-    n: int
-    seed: int
-    task: Any = None
-    places: Positions | None = None
-
-    def check(self) -> None:
-        """Look at everything that can be wrong before a model is loaded."""
-        from circuits.predict.extract import Positions
-        from circuits.sites import parse_kind
-        from circuits.task import AnsweredTask, load_task, require
-
-        parse_kind(self.site)
-        if self.layers:
-            options.parse_layers(self.layers)
-        if self.task_name is not None:
-            self.task = require(load_task(self.task_name), AnsweredTask, "circuits predict")
-        else:
-            self.places = Positions.parse(self.positions or "last:4")
-
-    def load(self, name: str | None = None) -> Any:
-        """The model."""
-        from circuits.models.load import load_model
-
-        if self.task is not None:
-            return self.task.load(self.model, device=self.device, dtype=self.dtype)
-        return load_model(name or self.model, device=self.device, dtype=self.dtype)
-
-    def extract(
-        self,
-        model: Any,
-        records: list[Labelled] | None,
-        folder: Path | None,
-        targets: Sequence[str],
-        folds: int,
-    ) -> tuple[Sequence[Labelled], Vectors]:
-        """Records (the task's own without any) and their vectors."""
-        from circuits.predict.extract import extract_vectors, task_vectors
-        from circuits.sites import Site, parse_kind
-
-        last = model.n_layers - 1
-        some = sorted({last // 4, last // 2, last})
-        numbers = options.parse_layers(self.layers) if self.layers else some
-        sites = [Site(layer, parse_kind(self.site)) for layer in numbers]
-        if self.task is not None:
-            answered = self.task.answered(model, n=self.n, seed=self.seed)
-            _require(answered, targets, folds)
-            return answered, task_vectors(self.task, model, answered, sites, folder=folder)
-        assert records is not None and self.places is not None
-        vectors = extract_vectors(
-            model,
-            records,
-            sites,
-            self.places,
-            attention=self.features == "attention",
-            folder=folder,
-            batch_size=self.batch_size,
-            prepend_bos=self.prepend_bos,
-        )
-        return records, vectors

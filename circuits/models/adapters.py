@@ -74,6 +74,7 @@ class Adapter(Protocol):
 
     def pattern_point(self, layer: int) -> nn.Module:
         """The module whose output is a layer's attention pattern; raises `SiteError` if none is."""
+        ...
 
     def embedding(self) -> nn.Module:
         """The module whose output is the token embedding, before position embeddings."""
@@ -284,7 +285,7 @@ class BridgeAdapter:
 
 def _pattern(point: nn.Module | None, layer: int) -> nn.Module:
     if point is None:
-        raise SiteError(f"this model has no hook on the attention pattern of layer {layer}.")
+        raise SiteError(f"this model has no attention pattern of layer {layer}.")
     return point
 
 

@@ -8,7 +8,7 @@ have; all of it on training folds only, and no label takes part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,8 @@ class Align:
     ) -> tuple[Float[np.ndarray, "train c"], Float[np.ndarray, "test c"]]:
         """Training rows, and the test rows of a fold, in the training model's components."""
         other = np.flatnonzero(self.test.truth.folds != fold)
-        mine = {self.keys_train[i]: i for i in rows}
-        shared = [(mine[self.keys_test[j]], j) for j in other if self.keys_test[j] in mine]
+        mine = {self.keys_train[i]: i for i in rows.tolist()}
+        shared = [(mine[self.keys_test[j]], j) for j in other.tolist() if self.keys_test[j] in mine]
         if len(shared) < _FEWEST:
             raise PredictError(
                 f"{len(shared)} problems are in both data sets' training folds: aligning two models"
@@ -59,7 +59,7 @@ class Align:
         return x[rows], ridge.predict(z[here])
 
 
-def _components(x: Float[np.ndarray, "row feature"]):
+def _components(x: Float[np.ndarray, "row feature"]) -> Callable[[np.ndarray], np.ndarray]:
     scale = StandardScaler().fit(x)
     pca = PCA(min(COMPONENTS, len(x) // 3, x.shape[1]), random_state=0).fit(scale.transform(x))
     return lambda rows: pca.transform(scale.transform(rows))

@@ -93,7 +93,7 @@ class Best(TransformerMixin, BaseEstimator):
 
     def transform(self, X: np.ndarray) -> np.ndarray:
         """The chosen columns."""
-        return self.chosen_.transform(X)
+        return np.asarray(self.chosen_.transform(X))
 
 
 def _scaled(*more: tuple[str, Any]) -> tuple[tuple[str, Any], ...]:

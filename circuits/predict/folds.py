@@ -120,8 +120,8 @@ def choose(
         inside = front.fit(x[fit], y[fit]).transform(x[fit])
         outside = front.transform(x[look])
         for number, final in enumerate(recipe.finals.values()):
-            made = clone(final).fit(inside, y[fit])
-            said = _proba(made, outside, int(y.max()) + 1)
+            copy: Any = clone(final)
+            said = _proba(copy.fit(inside, y[fit]), outside, int(y.max()) + 1)
             found[part, number] = _auc(y[look], said)
     best = int(found.mean(0).argmax())
     return list(recipe.finals)[best], float(found.mean(0)[best])

@@ -47,9 +47,9 @@ def score_table(
     table = pd.DataFrame(rows)
     base: Any = table[table["role"] == "baseline"]
     best = base.loc[base["auc"].idxmax()]
-    for i, row in table.iterrows():
-        gain = float(row["auc"] - best["auc"])
-        ends = interval(gain, drawn[row["name"]] - drawn[best["name"]], truth.widening, level)
+    for i, own in enumerate(rows):
+        gain = float(own["auc"] - best["auc"])
+        ends = interval(gain, drawn[own["name"]] - drawn[best["name"]], truth.widening, level)
         table.loc[i, ["gain", "gain_low", "gain_high"]] = [gain, ends.low, ends.high]  # pyright: ignore
     return table
 

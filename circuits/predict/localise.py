@@ -62,7 +62,8 @@ class Localisation:
         if by not in ("site", "position"):
             raise PredictError(f"by={by!r}: expected site or position.")
         columns = ["features", "discoveries", "stand_out"]
-        found: Any = self.cells.groupby(by, sort=False)[columns].sum().reset_index()
+        cells: Any = self.cells
+        found = cells.groupby(by, sort=False)[columns].sum().reset_index()
         found["share_of_discoveries"] = found["discoveries"] / max(1, found["discoveries"].sum())
         return found
 
@@ -151,7 +152,7 @@ def localise(
             found.insert(0, "class", names[which])
             tables.append(found.dropna())
             cells.append((names[which], sites[site], positions[position], found, null))
-    table = pd.concat(tables, ignore_index=True)
+    table: Any = pd.concat(tables, ignore_index=True)
     if table.empty:
         raise PredictError("every feature is constant: there is nothing to localise.")
     table["q"] = false_discovery_control(table["p"].to_numpy())
@@ -170,7 +171,7 @@ def _cells(sites: int, positions: int, width: int) -> Iterator[tuple[int, int, s
 
 
 def _cell(
-    table: pd.DataFrame, name: str, site: str, position: str, found: pd.DataFrame, null: np.ndarray
+    table: Any, name: str, site: str, position: str, found: pd.DataFrame, null: np.ndarray
 ) -> dict[str, Any]:
     here: Any = table[
         (table["class"] == name) & (table["site"] == site) & (table["position"] == position)

@@ -110,7 +110,7 @@ class PredictResult:
         parts: list[Any] = [t[t["target"] == which] for t in (self.features, self.cells)]
         tables = [t.drop(columns="target").reset_index(drop=True) for t in parts]
         numbers = (about["largest_effect"], about["largest_by_chance"], about["p_largest"])
-        return Localisation(*tables, *numbers)
+        return Localisation(tables[0], tables[1], *numbers)
 
     def sections(self, target: str | None = None) -> list[tuple[str, Any]]:
         """Headings with figures below them, of one target."""
@@ -170,4 +170,5 @@ class PredictResult:
                 tables.append(pd.read_parquet(path))
             except (OSError, ValueError) as error:
                 raise RunError(f"{path} cannot be read ({error}): run it again.") from error
-        return cls(read_scores(folder), *tables, record)
+        predictions, features, cells = tables
+        return cls(read_scores(folder), predictions, features, cells, record)

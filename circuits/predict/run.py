@@ -93,10 +93,12 @@ def predict(
         )
         for target in targets
     ]
-    tables = [pd.concat([part[i] for part in found], ignore_index=True) for i in range(4)]
+    scores, predictions, features, cells = (
+        pd.concat([tables[i] for tables, _ in found], ignore_index=True) for i in range(4)
+    )
     record: dict[str, Any] = {
         "method": "predict",
-        "targets": {target: part[4] for target, part in zip(targets, found, strict=True)},
+        "targets": {target: about for target, (_, about) in zip(targets, found, strict=True)},
         "records": len(records),
         "groups": len(set(data.groups)),
         "trained_on": None if train is None else len(train[0]),
@@ -116,7 +118,7 @@ def predict(
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return PredictResult(*tables, record)
+    return PredictResult(scores, predictions, features, cells, record)
 
 
 def _check(

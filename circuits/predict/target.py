@@ -105,7 +105,7 @@ class Target:
         prepare: Prepare | None,
         fitted: Sequence[Fitted],
         progress: bool,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    ) -> tuple[list[pd.DataFrame], dict[str, Any]]:
         """Scores, predictions, features, cells, and what the record says of this target."""
         raw, data = self.data.vectors, self.data
         prepared = raw if prepare is None else prepare(raw, self.truth.classes)
@@ -174,7 +174,7 @@ class Target:
         tables = [scores, predictions, spots.features, spots.cells]
         for table in tables:
             table.insert(0, "target", self.target)
-        return *tables, about  # pyright: ignore
+        return tables, about
 
     def _cross(self, one: Recipe, source: Side | None, side: Side, bridge: Any) -> Held:
         first, second = (side, None) if source is None else (source, side)

@@ -70,9 +70,9 @@ class Vectors:
                 f" ids, {shape[1]} sites and {shape[2]} positions."
             )
         check_ids(self.ids, "the vectors")
-        bad = ~np.isfinite(self.values.reshape(len(self.ids), -1)).all(axis=1)
-        if bad.any():
-            which = [i for i, b in zip(self.ids, bad, strict=True) if b]
+        fine: Any = np.isfinite(self.values.reshape(len(self.ids), -1)).all(axis=1)
+        if not all(fine):
+            which = [i for i, good in zip(self.ids, fine, strict=True) if not good]
             raise JoinError(f"vectors of {named(which)} hold numbers that are not finite.")
 
     def __len__(self) -> int:
