@@ -167,9 +167,8 @@ class BridgeAdapter:
         kv_heads = getattr(cfg, "n_key_value_heads", None)
         self.n_key_value_heads = int(kv_heads or self.n_heads)
         self._layers = self._find_layers()
-        self._returns_tuple = (
-            False  # seen in `forward_keeping`, which every resumed pass needs first
-        )
+        # Seen in `forward_keeping`, which every resumed pass needs first.
+        self._returns_tuple = False
         self._unembedding: nn.Module = self._hf.get_output_embeddings()
         accepted = inspect.signature(self._hf.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

@@ -104,7 +104,8 @@ class FoldSae(TransformerMixin, BaseEstimator):
     """An SAE a site, trained on the rows it is fitted on; all positions of a site train one.
 
     sites, positions: layout of a row. latents, active: width of the dictionary and latents active
-    at a vector. Gives latents in the same layout, sites x positions x latents.
+    at a vector. steps: of training, in batches of 256. Gives latents in the same layout, sites x
+    positions x latents.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class FoldSae(TransformerMixin, BaseEstimator):
         positions: int,
         latents: int,
         active: int,
-        epochs: int = 20,
+        steps: int = 400,
         seed: int = 0,
         kept: Kept | None = None,
     ) -> None:
@@ -121,7 +122,7 @@ class FoldSae(TransformerMixin, BaseEstimator):
         self.positions = positions
         self.latents = latents
         self.active = active
-        self.epochs = epochs
+        self.steps = steps
         self.seed = seed
         self.kept = kept
 
@@ -134,11 +135,13 @@ class FoldSae(TransformerMixin, BaseEstimator):
         from circuits.train.options import SaeOptions
         from circuits.train.rows import train_rows
 
+        rows_of_one = len(X) * self.positions
+        size = min(256, rows_of_one)
         options = SaeOptions(
             width=self.latents,
             sparsity=self.active,
-            epochs=self.epochs,
-            batch_size=256,
+            epochs=self.steps / max(1, rows_of_one // size),
+            batch_size=size,
             seed=self.seed,
         )
         x = self._split(X)
@@ -150,7 +153,7 @@ class FoldSae(TransformerMixin, BaseEstimator):
             ]
 
         rows = hashlib.sha256(x.numpy().tobytes()).hexdigest()
-        key = f"{rows} {self.latents} {self.active} {self.epochs} {self.seed}"
+        key = f"{rows} {self.latents} {self.active} {self.steps} {self.seed}"
         self.saes_ = train() if self.kept is None else self.kept.get(key, train)
         return self
 

@@ -105,13 +105,13 @@ def _l2(shape: Shape, seed: int, classes: int) -> Recipe:
     return Recipe("logistic_l2", _scaled(("rotate", Rotate())), finals)
 
 
-def _sparse(c: float, classes: int) -> Any:
-    one = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", max_iter=200)
+def _sparse(c: float, classes: int, seed: int) -> Any:
+    one = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", max_iter=200, random_state=seed)
     return one if classes == 2 else OneVsRestClassifier(one)
 
 
 def _l1(shape: Shape, seed: int, classes: int) -> Recipe:
-    finals = {f"C={c:g}": _sparse(c, classes) for c in (0.01, 0.03, 0.1, 0.3)}
+    finals = {f"C={c:g}": _sparse(c, classes, seed) for c in (0.01, 0.03, 0.1, 0.3)}
     return Recipe("logistic_l1", _scaled(("select", Best())), finals)
 
 

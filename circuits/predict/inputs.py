@@ -27,18 +27,18 @@ from circuits.saes import SaeSet
 class SaeFit:
     """An SAE to be trained inside the training folds, one a site.
 
-    latents: of its dictionary; active: at a vector; epochs: of training.
+    latents: of its dictionary; active: at a vector; steps: of training.
     """
 
     latents: int = 512
     active: int = 16
-    epochs: int = 20
+    steps: int = 400
 
     def __post_init__(self) -> None:
-        if not 0 < self.active <= self.latents or self.epochs < 1:
+        if not 0 < self.active <= self.latents or self.steps < 3:
             raise PredictError(
-                f"an SAE with {self.active} of {self.latents} latents active, {self.epochs} epochs:"
-                " expected 0 < active <= latents, and at least one epoch."
+                f"an SAE with {self.active} of {self.latents} latents active, {self.steps} steps:"
+                " expected 0 < active <= latents, and at least three steps."
             )
 
 
@@ -60,7 +60,7 @@ def front(
     if not isinstance(saes, SaeFit):
         return [], Shape(sites, positions, main.width)
     steps: list[tuple[str, Any]] = [
-        ("sae", FoldSae(sites, positions, saes.latents, saes.active, saes.epochs, seed, Kept()))
+        ("sae", FoldSae(sites, positions, saes.latents, saes.active, saes.steps, seed, Kept()))
     ]
     how, over = pool
     if how == "concat":

@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 from circuits.errors import CircuitsError
-from circuits.metrics import Summary
 
 RESAMPLES, PERMUTATIONS = 2000, 999
 BINS = 10  # of a calibration curve, equally wide
@@ -67,6 +66,15 @@ class Truth:
     def scored(self) -> tuple[int, ...]:
         """Classes whose AUC is taken: the second of two, or all of several."""
         return (1,) if self.n_classes == 2 else tuple(range(self.n_classes))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 Proba = Float[np.ndarray, "record class"]
@@ -118,12 +126,12 @@ SCORES: dict[str, Score] = {"auc": auc, "brier": brier, "accuracy": accuracy}
 
 def interval(
     value: float, drawn: Float[np.ndarray, " resample"], widening: float = 1.0, level: float = 0.95
-) -> Summary:
+) -> Interval:
     """A percentile interval around a value, its halves `widening` times as long."""
     tail = (1 - level) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    ends = [value + widening * (end - value) for end in (low, high)]
-    return Summary(np.float64(value), np.float64(ends[0]), np.float64(ends[1]))  # pyright: ignore
+    ends = [float(value + widening * (end - value)) for end in (low, high)]
+    return Interval(value, ends[0], ends[1])
 
 
 def permutations(

@@ -36,7 +36,7 @@ def question_numbers(text: str) -> list[float]:
     """
     found = numbers_in(text)
     sizes = np.log1p(found or [0.0])
-    return [
+    counted = [
         len(text),
         len(text.split()),
         len(re.findall(r"[.!?\n]+", text)),
@@ -52,6 +52,7 @@ def question_numbers(text: str) -> list[float]:
         sum(n != int(n) for n in found),
         len(_OPERATORS.findall(text.lower())),
     ]
+    return [float(number) for number in counted]
 
 
 def surface_groups(

@@ -227,7 +227,7 @@ class Target:
         vectors = main
         if isinstance(saes, SaeFit):
             shape = (len(main.sites), len(main.positions))
-            fit = FoldSae(*shape, saes.latents, saes.active, saes.epochs, self.seed)
+            fit = FoldSae(*shape, saes.latents, saes.active, saes.steps, self.seed)
             latents = fit.fit_transform(main.flat())
             values = latents.reshape(len(main), *shape, saes.latents)
             vectors = replace(main, values=values, kind="latents").pooled(*pool)

@@ -107,6 +107,8 @@ def text_components(texts: Sequence[str], most: int = 8) -> Float[np.ndarray, "r
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if len({words(t) for t in texts}) == 1:
+        return np.zeros((len(texts), 0))
     # The place counts for texts of one template, whose words are otherwise the same.
     marked = [" ".join([*words(t), *(f"{i}@{w}" for i, w in enumerate(words(t)))]) for t in texts]
     counted = TfidfVectorizer(token_pattern=r"\S+", min_df=2, max_features=5000)
