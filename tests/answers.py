@@ -39,11 +39,13 @@ def made(
     width: int = 12,
     twins: bool = False,
     sites: tuple[str, ...] = SITES,
+    bare: bool = False,
 ) -> tuple[list[Labelled], Vectors]:
     """`n` records and their vectors.
 
     signal: how much of the log odds of a wrong answer the vectors know and the prompt does not.
     surface: how much of it the number of steps, which the prompt shows, decides.
+    bare: without completions and step counts, which leaves fewer baselines.
     twins: problems in pairs that differ in one number, of which one is wrong, in one group.
     """
     rng = np.random.default_rng(seed)
@@ -77,9 +79,9 @@ def made(
             id=f"r{i}",
             group=groups[i],
             prompt=texts[i],
-            completion=f"The answer is {int(rng.integers(10, 99))}.",
+            completion="" if bare else f"The answer is {int(rng.integers(10, 99))}.",
             correct=not wrong[i],
-            surface={"steps": float(codes[i][-1])},
+            surface={} if bare else {"steps": float(codes[i][-1])},
         )
         for i in range(len(table))
     ]

@@ -70,6 +70,9 @@ def predict_command(
     active: Annotated[
         int, typer.Option("--active", min=1, help="Latents of --fit-sae active at a vector.")
     ] = 16,
+    sae_steps: Annotated[
+        int, typer.Option("--sae-steps", min=3, help="Steps of training of --fit-sae.")
+    ] = 400,
     pool: Annotated[
         Literal["concat", "mean", "max"], typer.Option("--pool", help="Of positions and sites.")
     ] = "concat",
@@ -164,7 +167,7 @@ def predict_command(
         if extract_only:
             console.print(f"Stored {len(records)} records in {cache_dir}", highlight=False)
             return
-        found: Any = SaeFit(fit_sae, active) if fit_sae else None
+        found: Any = SaeFit(fit_sae, active, sae_steps) if fit_sae else None
         if saes:
             found = load_set(saes, loaded, layers, l0, width, sae_memory)
             found = found.at([s for s in found if str(s) in vectors.sites])
@@ -222,4 +225,6 @@ def _check(
     if not saes:
         options.refuse(ctx, "no --saes", ("l0", "width", "sae_memory"), "they choose SAEs")
     if not fit_sae:
-        options.refuse(ctx, "no --fit-sae", ("active",), "it is of SAEs that are trained")
+        options.refuse(
+            ctx, "no --fit-sae", ("active", "sae_steps"), "they are of SAEs that are trained"
+        )

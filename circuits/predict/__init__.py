@@ -3,7 +3,7 @@
 `predict` (run.py) joins records and `Vectors` (vectors.py, extract.py, original.py), predicts in
 nested grouped folds (folds.py, estimators.py, sequence.py, encode.py, align.py) beside baselines
 (baselines.py, surface.py), scores (scores.py), localises (localise.py), audits for leaks (audit.py,
-texts.py), and returns `PredictResult` (result.py).
+alignment.py, texts.py), and returns `PredictResult` (result.py).
 """
 
 from circuits.labelled import LabelError, Labelled, read_labelled, write_labelled

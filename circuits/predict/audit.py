@@ -4,7 +4,8 @@ It runs before any headline. A check ends as "ok", "leak" (the headline is refus
 was found is what chance gives) or "not known" (it could not be looked at; said, not refused).
 
 join: labels and vectors were joined by id, and vectors keep a digest of their prompt.
-alignment: vectors predict the surface of their own prompt far better than that of shuffled ones.
+alignment (alignment.py): vectors predict the surface of their own prompt, and of shuffled ones far
+    worse.
 labels: where the records hold the true answer, `correct` agrees with it.
 duplicates, twins, copying: the same or nearly the same prompt on both sides of a split, and what
     copying the label of the nearest training prompt scores.
@@ -26,13 +27,12 @@ from jaxtyping import Float, Int
 from circuits.labelled import Labelled, named
 from circuits.predict.folds import Held
 from circuits.predict.scores import Truth, auc, permutations
-from circuits.predict.surface import numbers_in, question_numbers
+from circuits.predict.surface import numbers_in
 from circuits.predict.texts import (
     duplicate_pairs,
     masked,
     near_pairs,
     nearest,
-    text_components,
     twin_pairs,
 )
 from circuits.predict.vectors import Fitted, Vectors
@@ -41,7 +41,7 @@ Verdict = Literal["ok", "leak", "nothing", "not known"]
 SURE = 0.01  # p from which on alignment is confirmed, and twins' labels are dependent
 SHUFFLES = 499
 _AGREE = 0.95  # share of labels that must agree with the true answers
-_FEWEST = 10  # pairs of twins from which a dependence can be judged
+FEWEST = 10  # pairs of twins from which a dependence can be judged
 _CHANCE_T = 4.3  # t of 10 permuted runs above chance, about one in a thousand
 
 
@@ -85,115 +85,6 @@ def check_join(vectors: Vectors, records: Sequence[Labelled]) -> Check:
     return Check("join", "ok", f"{text}; all digests of prompts agree.", {"digests": known})
 
 
-def check_alignment(
-    vectors: Vectors,
-    records: Sequence[Labelled],
-    groups: Int[np.ndarray, " record"],
-    folds: Int[np.ndarray, " record"],
-    seed: int,
-) -> Check:
-    """Whether the vectors are of their prompts, by what they predict.
-
-    Ridge regression of every number of the prompt (surface, principal directions of its words) on
-    the vectors, held out by group; the statistic is the largest correlation, against the same with
-    prompts permuted over groups. Within groups of several prompts the correlation of what is left
-    after the group's mean must not be negative: it is where twins were swapped.
-    """
-    aims = _aims(records)
-    if not aims.shape[1]:
-        return Check("alignment", "not known", "all prompts look the same: nothing to predict.")
-    predictor = _ridge(vectors.flat(), folds)
-    moved = _shuffles(groups, seed)
-    found = _largest(predictor @ aims, aims)
-    null = np.array([_largest(predictor @ aims[rows], aims[rows]) for rows in moved])
-    p = float((1 + (null >= found - 1e-12).sum()) / (1 + SHUFFLES))
-    numbers = {"correlation": found, "shuffled": float(np.quantile(null, 0.95)), "p": p}
-    if p > SURE:
-        return Check(
-            "alignment",
-            "leak",
-            f"vectors predict their own prompts no better (correlation {found:.2f}) than shuffled "
-            f"ones do ({numbers['shuffled']:.2f}, p = {p:.3f}): they belong to other records, or "
-            "hold nothing of their prompts. In either case no prediction from them can be read.",
-            numbers,
-        )
-    inside, p_swapped, n = _within(predictor @ aims, aims, groups, seed)
-    numbers |= {"within_groups": inside, "p_swapped": p_swapped}
-    text = (
-        f"vectors predict their own prompts (correlation {found:.2f}; shuffled "
-        f"{numbers['shuffled']:.2f}, p = {p:.3f})"
-    )
-    if n >= _FEWEST and inside < 0 and p_swapped <= SURE:
-        return Check(
-            "alignment",
-            "leak",
-            f"{text}, but within groups the wrong way round ({inside:.2f}, p = {p_swapped:.3f}): "
-            "vectors of twins are swapped.",
-            numbers,
-        )
-    return Check("alignment", "ok", f"{text}.", numbers)
-
-
-def _shuffles(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Permutations over groups; over rows where most groups are nearly the only ones of their size,
-    which then would stay where they are."""
-    sizes = np.bincount(groups)
-    alike = np.bincount(sizes)[sizes]
-    movable = sizes[alike >= 5].sum() >= len(groups) / 2
-    own = groups if movable else np.arange(len(groups))
-    return permutations(own, np.zeros(len(groups), dtype=int), SHUFFLES, seed)
-
-
-def _aims(records: Sequence[Labelled]) -> Float[np.ndarray, "record aim"]:
-    texts = [r.prompt for r in records]
-    plain = np.array([question_numbers(text) for text in texts], dtype=float)
-    plain = plain[:, plain.std(0) > 1e-9]
-    plain = (plain - plain.mean(0)) / plain.std(0) if plain.shape[1] else plain
-    return np.concatenate([plain, text_components(texts)], axis=1)
-
-
-def _ridge(x: Float[np.ndarray, "record feature"], folds: np.ndarray) -> np.ndarray:
-    """The matrix from aims to their held-out predictions. The penalty is a tenth of the mean
-    squared norm of a row times the square root of the rows: no aim takes part in it."""
-    x = x.astype(np.float64)
-    x = x - x.mean(0)
-    x = x / np.where(x.std(0) > 1e-12, x.std(0), 1.0)
-    kernel = x @ x.T
-    penalty = 0.1 * float(np.trace(kernel)) / len(x) * len(x) ** 0.5
-    found = np.zeros_like(kernel)
-    for fold in np.unique(folds):
-        fit, here = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        inside = kernel[np.ix_(fit, fit)] + penalty * np.eye(len(fit))
-        found[np.ix_(here, fit)] = np.linalg.solve(inside, kernel[np.ix_(fit, here)]).T
-    return found
-
-
-def _largest(said: np.ndarray, aims: np.ndarray) -> float:
-    a, b = said - said.mean(0), aims - aims.mean(0)
-    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return float(((a * b).sum(0) / np.where(scale > 1e-12, scale, np.inf)).max())
-
-
-def _within(
-    said: np.ndarray, aims: np.ndarray, groups: np.ndarray, seed: int
-) -> tuple[float, float, int]:
-    """Correlation of what is left after group means, its one-sided p for being negative by turning
-    whole groups' signs, and how many groups have several different prompts."""
-    count = np.bincount(groups)[:, None]
-    a, b = (
-        v - (np.stack([np.bincount(groups, c) for c in v.T], 1) / np.maximum(count, 1))[groups]
-        for v in (said, aims)
-    )
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    if scale < 1e-9:
-        return 0.0, 1.0, 0
-    each = np.bincount(groups, (a * b).sum(1)) / scale
-    several = int((np.bincount(groups, (b**2).sum(1)) > 1e-9).sum())
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(SHUFFLES, len(each)))
-    p = float((1 + ((signs @ each) <= each.sum()).sum()) / (1 + SHUFFLES))
-    return float(each.sum()), p, several
-
-
 def check_truths(records: Sequence[Labelled]) -> Check:
     """`correct` against the true answer, where records have one as the label `truth`, `answer` or
     `ground_truth`; and records with the same prompt and completion but different labels."""
@@ -209,14 +100,14 @@ def check_truths(records: Sequence[Labelled]) -> Check:
         for name in ("truth", "answer", "ground_truth")
         if name in r.labels and r.completion
     ]
-    share = float(np.mean(agree)) if agree else float("nan")
+    share = float(np.mean(agree)) if agree else None
     numbers = {"agree": share, "compared": len(agree), "contradictions": len(torn)}
-    if torn or (agree and share < _AGREE):
+    if torn or (share is not None and share < _AGREE):
         why = f"{len(torn)} records contradict one with the same prompt and completion"
-        if agree:
+        if share is not None:
             why += f"; `correct` agrees with the true answer in {share:.0%} of {len(agree)}"
         return Check("labels", "leak", f"{why}: labels belong to other records.", numbers)
-    if not agree:
+    if share is None:
         return Check("labels", "not known", "records hold no true answers.", numbers)
     return Check("labels", "ok", f"labels agree with true answers in {share:.0%}.", numbers)
 
@@ -231,7 +122,7 @@ def _same(completion: str, truth: str) -> bool:
 
 def check_split(
     records: Sequence[Labelled], truth: Truth, seed: int
-) -> tuple[list[Check], Float[np.ndarray, " record"]]:
+) -> tuple[list[Check], Int[np.ndarray, " record"]]:
     """Duplicates, near-duplicates, twins across the split; copying the nearest training prompt.
 
     Twins are prompts of different groups that differ in one word or number. In a small space of
@@ -302,7 +193,7 @@ def _twins(
     twins: Sequence[tuple[int, int]], truth: Truth, numbers: dict[str, Any], seed: int
 ) -> Check:
     text = f"{len(twins)} pairs that differ in one word or number stand across the split"
-    if len(twins) < _FEWEST:
+    if len(twins) < FEWEST:
         return Check("twins", "ok", f"{text}.", numbers)
     pairs = np.array(twins)
     moved = permutations(truth.groups, truth.folds, SHUFFLES, seed)

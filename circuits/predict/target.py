@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from circuits.labelled import ERROR, Label, Labelled
 from circuits.predict import audit as look
+from circuits.predict.alignment import check_alignment
 from circuits.predict.baselines import (
     activation_baselines,
     majority,
@@ -202,12 +203,12 @@ class Target:
         data, truth = self.data, self.truth
         first = [
             look.check_join(data.vectors, data.records),
-            look.check_alignment(data.vectors, data.records, truth.groups, truth.folds, self.seed),
+            check_alignment(data.vectors, data.records, truth.groups, truth.folds, self.seed),
             look.check_truths(data.records),
         ]
         if data.train is not None and data.train_vectors is not None:
             mine = self.train_truth
-            check = look.check_alignment(
+            check = check_alignment(
                 data.train_vectors, data.train, mine.groups, mine.folds, self.seed
             )
             first.append(replace(check, name="alignment of training vectors"))

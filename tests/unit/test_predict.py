@@ -79,35 +79,35 @@ def test_a_wrong_join_is_caught_where_digests_cannot(clean: Any) -> None:
 
 
 def test_swapped_twins_are_caught() -> None:
-    records, vectors = made(200, twins=True, seed=3)
+    records, vectors = made(120, twins=True, seed=3, bare=True)
     assert leaks(predict(records, vectors, **QUICK)) == []
-    swapped = np.arange(200).reshape(-1, 2)[:, ::-1].ravel()
+    swapped = np.arange(120).reshape(-1, 2)[:, ::-1].ravel()
     result = predict(records, replace(vectors, values=vectors.values[swapped]), **QUICK)
     assert leaks(result) == ["alignment"] and "swapped" in result.headline()
 
 
 def test_twins_across_the_split_are_caught() -> None:
-    records, vectors = made(200, twins=True, seed=2)
+    records, vectors = made(140, twins=True, seed=2, bare=True)
     alone = apart(records)
     result = predict(alone, vectors, **QUICK)
     assert leaks(result) == ["twins"] and result.verdict() == "refused"
     numbers = next(c for c in result.audit() if c["name"] == "twins")["numbers"]
-    assert numbers["agree"] < 0.1 and numbers["twins"] > 40
+    assert numbers["agree"] < 0.1 and numbers["twins"] > 25
     merged = predict(alone, vectors, merge_twins=True, **QUICK)
-    assert leaks(merged) == [] and merged.record["groups"] == 100
-    copies = [*alone[:-1], replace(alone[-1], prompt=alone[0].prompt)]
+    assert leaks(merged) == [] and merged.record["groups"] == 70
+    copies = [*alone[:-9], *(replace(r, prompt=alone[0].prompt) for r in alone[-9:])]
     joined = replace(vectors, digests=tuple(r.digest for r in copies))
     assert "duplicates" in leaks(predict(copies, joined, seed=1, **QUICK))
 
 
 def test_an_sae_fitted_on_rows_that_are_predicted_is_caught() -> None:
-    records, vectors = made(120, signal=2.0, width=6)
+    records, vectors = made(90, signal=2.0, width=6, bare=True)
     sae = FoldSae(2, 3, 16, 3, steps=30).fit(vectors.flat())
-    values = sae.transform(vectors.flat()).reshape(120, 2, 3, 16)
+    values = sae.transform(vectors.flat()).reshape(90, 2, 3, 16)
     everything = Fitted("SAE", frozenset(vectors.ids))
     latents = replace(vectors, values=values, kind="latents", fitted=(everything,))
     result = predict(records, latents, **QUICK)
-    assert "fitted" in leaks(result) and "SAE, fitted before the folds on 120" in result.headline()
+    assert "fitted" in leaks(result) and "SAE, fitted before the folds on 90" in result.headline()
     # One that was fitted on others is none, and one of which nobody knows is said to be unknown.
     other = replace(latents, fitted=(Fitted("SAE", frozenset({"elsewhere"})),))
     assert verdicts(predict(records, other, **QUICK))["fitted"] == "ok"
@@ -116,7 +116,7 @@ def test_an_sae_fitted_on_rows_that_are_predicted_is_caught() -> None:
 
 
 def test_a_selection_of_features_on_all_rows_is_caught() -> None:
-    records, vectors = made(120, width=150)
+    records, vectors = made(100, width=500, bare=True)
 
     def select(given: Vectors, classes: np.ndarray) -> Vectors:
         best = SelectKBest(f_classif, k=20).fit(given.flat(), classes)
@@ -125,7 +125,7 @@ def test_a_selection_of_features_on_all_rows_is_caught() -> None:
 
     result = predict(records, vectors, prepare=select, **QUICK)
     assert "permuted labels" in leaks(result)
-    assert result.table()["auc"][0] > 0.65  # what it would have claimed on data without signal
+    assert result.table()["auc"][0] > 0.6  # what it would have claimed on data without signal
     # The same selection inside the folds is no leak.
     inside = Pipeline(
         [("select", SelectKBest(f_classif, k=20)), ("fit", LogisticRegression(max_iter=500))]
@@ -151,7 +151,7 @@ def test_null_features_are_nothing() -> None:
     assert known.headline().startswith("Nothing was found")
     assert verdicts(known)["null features"] == "ok"
     # Vectors that know nothing of the label at all.
-    records, vectors = made(200, seed=5, width=6)
+    records, vectors = made(150, seed=5, width=6, bare=True)
     null = predict(records, vectors, **QUICK)
     assert leaks(null) == [] and null.verdict() == "nothing"
     assert verdicts(null)["null features"] == "nothing"
@@ -164,7 +164,7 @@ def test_false_alarms_are_rare_on_null_data() -> None:
     # At 5% more than 4 of 12 have a chance below 2 in 10,000.
     alarms = 0
     for seed in range(12):
-        records, vectors = made(80, seed=100 + seed, width=4, twins=seed % 2 == 1)
+        records, vectors = made(80, seed=100 + seed, width=4, bare=True, twins=seed % 2 == 1)
         alarms += predict(records, vectors, seed=seed, **QUICK).verdict() != "nothing"
     assert alarms <= 4
 
@@ -184,7 +184,7 @@ def test_labels_are_compared_with_true_answers() -> None:
 
 
 def test_saes_of_folds_have_baselines_of_activations() -> None:
-    records, vectors = made(120, signal=3.0, width=6, sites=("resid_post.1",))
+    records, vectors = made(90, signal=3.0, width=6, sites=("resid_post.1",), bare=True)
     result = predict(records, vectors, saes=SaeFit(16, 4, steps=20), pool="mean", **QUICK)
     names = set(result.table()["name"])
     assert {"raw", "pca", "random_sae"} <= names and leaks(result) == []
@@ -195,7 +195,7 @@ def test_saes_of_folds_have_baselines_of_activations() -> None:
 
 
 def test_several_targets_and_several_classes(tmp_path: Path) -> None:
-    records, vectors = made(240, signal=3.0, seed=1, width=6)
+    records, vectors = made(240, signal=3.0, seed=1, width=6, bare=True)
     hidden = vectors.values[:, 0, 0, 0]
     kinds = np.digitize(hidden, np.quantile(hidden, [1 / 3, 2 / 3]))
     records = [
@@ -237,7 +237,7 @@ def test_a_run_is_written_and_read(clean: Any, tmp_path: Path) -> None:
 
 
 def test_one_model_trains_and_another_is_tested() -> None:
-    records, vectors = made(240, signal=3.0, seed=1, width=6)
+    records, vectors = made(240, signal=3.0, seed=1, width=6, bare=True)
     # The other model has other axes and another width, and answers the same problems.
     turn = np.random.default_rng(9).normal(size=(6, 9)).astype("f")
     other = replace(vectors, values=vectors.values @ turn)
@@ -258,7 +258,7 @@ def test_one_model_trains_and_another_is_tested() -> None:
 
 def test_a_group_on_both_sides_of_a_transfer_is_never_trained_on_and_predicted() -> None:
     # Vectors that are nothing but the group's label: found only where groups leak.
-    records, vectors = made(120, seed=8, width=4)
+    records, vectors = made(120, seed=8, width=4, bare=True)
     rng = np.random.default_rng(0)
     own = rng.normal(size=(120, 40)).astype("f")
     values = np.concatenate([vectors.values[:, :1, :1], own[:, None, None]], axis=3)
@@ -278,7 +278,6 @@ def test_a_group_on_both_sides_of_a_transfer_is_never_trained_on_and_predicted()
         ({"targets": ()}, "name each target once"),
         ({"targets": ("kind",)}, "has no label 'kind'"),
         ({"align": True}, "give train"),
-        ({"pool": "sum"}, "unknown pooling 'sum'"),
         ({"own": {"x": object()}}, "needs fit and predict_proba"),
         ({"own": {"chosen": LogisticRegression()}}, "two estimators of one name"),
     ],

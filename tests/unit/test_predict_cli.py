@@ -169,8 +169,8 @@ def test_vectors_alone_and_the_originals_format(
     assert np.allclose(first, stored.values[0], atol=1e-6)
     out = tmp_path / "run"
     read = ["predict", "--data", made, "--data-format", "original", "--estimators", "logistic_l2"]
-    status, shown, errors = run(capsys, *read, "--folds", "3", "--fit-sae", "8", "--active", "2",
-                                "--pool", "mean", "--out", out)  # fmt: skip
+    fit = ["--fit-sae", "8", "--sae-steps", "10", "--active", "2", "--pool", "mean"]
+    status, shown, errors = run(capsys, *read, "--folds", "3", *fit, "--out", out)
     assert status == 0, errors
     assert "random_sae" in shown and read_record(out)["features"]["latents"] == 8
 
