@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from circuits.labelled import Labelled, named
 from circuits.predict.folds import Held
@@ -31,7 +31,7 @@ from circuits.predict.surface import numbers_in
 from circuits.predict.texts import (
     duplicate_pairs,
     masked,
-    near_pairs,
+    near_across,
     nearest,
     twin_pairs,
 )
@@ -134,13 +134,12 @@ def check_split(
     apart = truth.folds
     copies = [(i, j) for i, j in duplicate_pairs(texts) if apart[i] != apart[j]]
     twins = [(i, j) for i, j in twin_pairs(texts) if apart[i] != apart[j]]
-    near = [(i, j) for i, j in near_pairs(texts) if apart[i] != apart[j]]
     template = _across([masked(text) for text in texts], apart)
     rows, similarity = nearest(texts, apart)
     numbers: dict[str, Any] = {
         "duplicates": len(copies),
         "twins": len(twins),
-        "near": len(near),
+        "near": near_across(texts, apart),
         "records_with_twin": len({i for pair in twins for i in pair}),
         "same_template": template,
     }
@@ -254,12 +253,14 @@ def check_fitted(
     return Check("fitted", "ok", f"{text}.", found)
 
 
-def check_permuted(found: Float[np.ndarray, " permutation"]) -> Check:
-    """AUCs of the whole pipeline on permuted labels (`folds.permuted_auc`) against one half."""
-    mean, error = float(found.mean()), float(found.std(ddof=1) / len(found) ** 0.5)
-    numbers = {"mean": mean, "runs": len(found), "error": error}
-    text = f"the pipeline refitted on permuted labels scores AUC {mean:.3f} in {len(found)} runs"
-    if mean - 0.5 > max(_CHANCE_T * error, 0.02):
+def check_permuted(runs: dict[str, np.ndarray]) -> Check:
+    """AUCs of whole pipelines on permuted labels (`folds.permuted_auc`) against one half."""
+    means = {name: float(found.mean()) for name, found in runs.items()}
+    errors = {name: float(found.std(ddof=1) / len(found) ** 0.5) for name, found in runs.items()}
+    numbers = {"mean": means, "error": errors, "runs": len(next(iter(runs.values())))}
+    shown = ", ".join(f"{mean:.3f} ({name})" for name, mean in means.items())
+    text = f"refitted on permuted labels {numbers['runs']} times, pipelines score AUC {shown}"
+    if any(means[name] - 0.5 > max(_CHANCE_T * errors[name], 0.02) for name in runs):
         return Check(
             "permuted labels",
             "leak",

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 from sklearn.base import clone
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 
@@ -144,8 +144,13 @@ def _proba(fitted: Any, x: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _auc(y: np.ndarray, proba: np.ndarray) -> float:
-    which = (1,) if proba.shape[1] == 2 else range(proba.shape[1])
-    return float(np.mean([roc_auc_score(y == c, proba[:, c]) for c in which]))
+    """Macro one-against-rest; by ranks, for scikit-learn's takes longer than a small fit."""
+    found = []
+    for which in (1,) if proba.shape[1] == 2 else range(proba.shape[1]):
+        positive = y == which
+        n, ranks = positive.sum(), rankdata(proba[:, which])
+        found.append((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
+    return float(np.mean(found))
 
 
 def chosen(held: Sequence[Held], folds: Int[np.ndarray, " record"]) -> Held:

@@ -140,12 +140,13 @@ def localise(
         is_class = classes == which
         permuted = is_class[moved]
         for site, position, part in _cells(len(sites), len(positions), width):
-            found = effects(x[:, part], is_class, groups)
-            null = np.zeros(count)
+            own, null = [], np.zeros(count)
             for start in range(part.start, part.stop, _AT_ONCE):
                 some = x[:, start : min(start + _AT_ONCE, part.stop)]
+                own.append(effects(some, is_class, groups))
                 null = np.maximum(null, np.abs(null_effects(some, permuted)).max(1))
             overall = np.maximum(overall, null)
+            found = pd.concat(own, ignore_index=True)
             found.insert(0, "index", range(width))
             found.insert(0, "position", positions[position])
             found.insert(0, "site", sites[site])

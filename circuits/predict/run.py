@@ -76,7 +76,7 @@ def predict(
     """
     started = time.perf_counter()
     check_estimators(estimators)
-    _check(folds, saes, train, align, prepare, own, estimators, targets)
+    _check(vectors, folds, saes, train, align, prepare, own, estimators, targets)
     data = Data.of(records, vectors, train, merge_twins)
     for target in targets:
         check_labels(data.records, target, folds)
@@ -122,6 +122,7 @@ def predict(
 
 
 def _check(
+    vectors: Vectors,
     folds: int,
     saes: Any,
     train: Any,
@@ -139,6 +140,10 @@ def _check(
         raise PredictError("align is for training on one model and testing on another: give train.")
     if train is not None and (isinstance(saes, SaeFit) or prepare is not None):
         raise PredictError("SAEs fitted in folds, and prepare, are for one model's vectors only.")
+    if train is not None and isinstance(saes, SaeSet):
+        models = [v.source.get("model_sha256") for v in (vectors, train[1])]
+        if models[0] != models[1]:
+            raise PredictError("SAEs belong to one model, but the training vectors are another's.")
     if align and "sequence" in estimators:
         raise PredictError("aligned features have no positions: leave out the sequence model.")
     clash = set(own or {}) & {*estimators, "chosen"}

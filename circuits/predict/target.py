@@ -110,12 +110,16 @@ class Target:
         """Scores, predictions, features, cells, and what the record says of this target."""
         raw, data = self.data.vectors, self.data
         prepared = raw if prepare is None else prepare(raw, self.truth.classes)
+        # SAEs of folds read vectors as they are; what they give is pooled in the pipeline.
+        late: tuple[Pool, Over] = ("concat", pool[1]) if isinstance(saes, SaeFit) else pool
         main, dictionary = encode(prepared, saes)
-        main = main.pooled(*pool) if not isinstance(saes, SaeFit) else main
+        main = main.pooled(*late)
         side = Side(raw.ids, main.flat(), self.truth)
         source, across = None, None
+        declared = [*main.fitted, *fitted, *frozen(own)]
         if data.train_vectors is not None:
             other = encode(data.train_vectors, saes)[0].pooled(*pool)
+            declared += [what for what in other.fitted if what not in declared]
             source = Side(other.ids, other.flat(), self.train_truth)
             across = bridge(source, side, data.train or (), data.records, align)
         before, shape = front(main, saes, pool, self.seed)
@@ -147,17 +151,16 @@ class Target:
             baselines.append(nearest_prompt(side, copied))
         scores = score_table(self.truth, [best, *ours], baselines, self.level, self.seed)
         spots = self._localise(main, saes, pool)
-        declared = [*main.fitted, *fitted, *frozen(own)]
 
         def again(codes: np.ndarray) -> np.ndarray:
             if prepare is None:
                 return side.features
-            return encode(prepare(raw, codes), saes)[0].pooled(*pool).flat()
+            return encode(prepare(raw, codes), saes)[0].pooled(*late).flat()
 
-        runs = np.zeros(0)
-        if source is None:
-            moved = permutations(self.truth.groups, self.truth.folds, PERMUTED_RUNS, self.seed + 7)
-            runs = permuted_auc(again, made[0], side, moved)
+        # The first of the named ones, whose steps all are fitted in folds, and all of one's own.
+        permuted = [made[0], *made[len(estimators) :]] if source is None else []
+        moved = permutations(self.truth.groups, self.truth.folds, PERMUTED_RUNS, self.seed + 7)
+        runs = {one.name: permuted_auc(again, one, side, moved) for one in permuted}
         audit = self._audit(checks, held, declared, runs, scores, spots)
         head = headline(scores, audit)
         about = {
@@ -196,7 +199,7 @@ class Target:
         checks: list[look.Check],
         held: Sequence[Held],
         declared: Sequence[Fitted],
-        runs: np.ndarray,
+        runs: dict[str, np.ndarray],
         scores: pd.DataFrame,
         spots: Localisation,
     ) -> look.Audit:
@@ -215,7 +218,7 @@ class Target:
         # Training rows of another model are kept apart by group; what was declared is looked at.
         mine = held if data.train is None else ()
         own = look.check_fitted(mine, data.vectors.ids, truth.folds, declared)
-        permuted = [look.check_permuted(runs)] if len(runs) else []
+        permuted = [look.check_permuted(runs)] if runs else []
         p = float(scores.loc[scores["name"] == "chosen", "p"].iloc[0])
         last = look.check_null(p, spots.p, spots.largest, spots.chance)
         return look.Audit((*first, *checks, own, *permuted, last))

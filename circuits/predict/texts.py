@@ -61,18 +61,22 @@ def _pairs_of(found: defaultdict, keys: Sequence[Sequence[object]]) -> list[tupl
     return sorted(pairs)
 
 
-def near_pairs(texts: Sequence[str], least: float = NEAR) -> list[tuple[int, int]]:
-    """Pairs whose character 5-grams have at least this Jaccard similarity."""
+def near_across(
+    texts: Sequence[str], folds: Int[np.ndarray, " record"], least: float = NEAR
+) -> int:
+    """How many pairs in different folds have character 5-grams of at least this Jaccard similarity.
+
+    Counted and not kept: problems of one template can all be alike.
+    """
     grams = _grams(texts)
     sizes = np.asarray(grams.sum(1)).ravel()
-    found = []
-    for start in range(0, len(texts), 1000):
-        common = (grams[start : start + 1000] @ grams.T).tocoo()
-        i, j = common.row + start, common.col
-        share = common.data / (sizes[i] + sizes[j] - common.data)
-        keep = (i < j) & (share >= least)
-        found += list(zip(i[keep].tolist(), j[keep].tolist(), strict=True))
-    return sorted(found)
+    found = 0
+    for start in range(0, len(texts), 500):
+        stop = min(start + 500, len(texts))
+        common = (grams[start:stop] @ grams.T).toarray()
+        near = common >= least * (sizes[start:stop, None] + sizes - common)
+        found += int((near & (folds[start:stop, None] < folds)).sum())
+    return found
 
 
 def _grams(texts: Sequence[str]) -> Any:  # a sparse matrix

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.hugging_face("llama").save_pretrained(path / "tiny")
     tiny.tokenizer().save_pretrained(path / "tiny")
     lines = []
-    for i, r in enumerate(records_of(60)):
+    for i, r in enumerate(records_of(48)):
         entry = {"id": r.id, "group": r.group, "prompt": r.prompt, "completion": r.completion}
         lines.append(json.dumps(entry | {"correct": r.correct, "kind": "ab"[i % 2], "tries": i}))
     (path / "data.jsonl").write_text("\n".join(lines))
@@ -140,7 +140,7 @@ def test_a_prediction_from_the_command_line(
     out, vectors = tmp_path / "run", tmp_path / "v"
     status, shown, errors = run(capsys, *base, *more, "--out", out, "--cache-dir", vectors)
     assert status == 0, errors
-    assert "Leak audit" in shown and "60 records in 60 groups" in shown
+    assert "Leak audit" in shown and "48 records in 48 groups" in shown
     record = read_record(out)
     assert record["task"] == "data" and record["model"] == "tiny" and record["folds"] == 3
     assert record["positions"] == ["p-2", "p-1", "completion"] and len(record["data_sha256"]) == 64
@@ -164,7 +164,7 @@ def test_vectors_alone_and_the_originals_format(
     assert run(capsys, *base, "--layers", "0,1,3", *options)[0] == 0
     records, vectors = read_original(made)
     stored = Vectors.load(tmp_path / "v" / "part-00000.safetensors")
-    assert len(records) == 60 and vectors.sites == ("early", "middle", "late")
+    assert len(records) == 48 and vectors.sites == ("early", "middle", "late")
     first = vectors.values[vectors.ids.index("g0-r0")]
     assert np.allclose(first, stored.values[0], atol=1e-6)
     out = tmp_path / "run"
@@ -185,7 +185,7 @@ def test_attention_and_a_label_of_ones_own(
     assert status == 0, errors
     record = read_record(tmp_path / "run")
     assert list(record["targets"]) == ["kind"] and record["features"] == {"kind": "attention"}
-    assert record["trained_on"] == 60
+    assert record["trained_on"] == 48
 
 
 _TASK = """
@@ -228,7 +228,7 @@ def test_a_task_brings_its_own_positions(
     assert capabilities(load_task(path)) == ("answered",)
     out = tmp_path / "run"
     status, shown, errors = run(
-        capsys, "predict", "--task", path, "--n", "60", *QUICK, "--out", out
+        capsys, "predict", "--task", path, "--n", "48", *QUICK, "--out", out
     )
     assert status == 0, errors
     record = read_record(out)

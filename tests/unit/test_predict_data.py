@@ -22,7 +22,7 @@ from circuits.predict.surface import QUESTION, question_numbers, surface_groups
 from circuits.predict.texts import (
     duplicate_pairs,
     masked,
-    near_pairs,
+    near_across,
     nearest,
     text_components,
     twin_pairs,
@@ -227,7 +227,9 @@ def test_twins_and_duplicates_are_found_among_texts() -> None:
     assert duplicate_pairs(texts) == [(0, 1)]
     assert twin_pairs(texts) == [(0, 1), (0, 2), (1, 2)]
     assert masked(texts[2]) == masked(texts[0]) == "ann has # red apples"
-    assert near_pairs(["x" * 30, "x" * 31, "abcdefgh" * 4]) == [(0, 1)]
+    alike = ["one two three four five", "one two three four fives", "abcdefgh" * 4]
+    assert near_across(alike, np.array([0, 1, 1])) == 1
+    assert near_across(alike, np.array([0, 0, 1])) == 0
     row, share = nearest(texts, np.array([0, 1, 1, 0, 1]))
     assert row[0] in (1, 2) and share[0] > share[3]
     assert unite(["a", "b", "c", "d"], [(0, 1), (1, 2)]) == ["a", "a", "a", "d"]
