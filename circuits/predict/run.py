@@ -98,6 +98,9 @@ def predict(
     )
     record: dict[str, Any] = {
         "method": "predict",
+        "task": vectors.source.get("task", "custom"),
+        "model": vectors.source.get("model"),
+        "model_sha256": vectors.source.get("model_sha256"),
         "targets": {target: about for target, (_, about) in zip(targets, found, strict=True)},
         "records": len(records),
         "groups": len(set(data.groups)),

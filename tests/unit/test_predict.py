@@ -108,11 +108,9 @@ def test_an_sae_fitted_on_rows_that_are_predicted_is_caught() -> None:
     latents = replace(vectors, values=values, kind="latents", fitted=(everything,))
     result = predict(records, latents, **QUICK)
     assert "fitted" in leaks(result) and "SAE, fitted before the folds on 90" in result.headline()
-    # One that was fitted on others is none, and one of which nobody knows is said to be unknown.
+    # One that was fitted on others is none.
     other = replace(latents, fitted=(Fitted("SAE", frozenset({"elsewhere"})),))
     assert verdicts(predict(records, other, **QUICK))["fitted"] == "ok"
-    unknown = predict(records, replace(latents, fitted=(Fitted("SAE", None),)), **QUICK)
-    assert verdicts(unknown)["fitted"] == "not known" and "fitted" not in leaks(unknown)
 
 
 def test_a_selection_of_features_on_all_rows_is_caught() -> None:
@@ -164,7 +162,7 @@ def test_false_alarms_are_rare_on_null_data() -> None:
     # At 5% more than 4 of 12 have a chance below 2 in 10,000.
     alarms = 0
     for seed in range(12):
-        records, vectors = made(80, seed=100 + seed, width=4, bare=True, twins=seed % 2 == 1)
+        records, vectors = made(60, seed=100 + seed, width=4, bare=True, twins=seed % 2 == 1)
         alarms += predict(records, vectors, seed=seed, **QUICK).verdict() != "nothing"
     assert alarms <= 4
 

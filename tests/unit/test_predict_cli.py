@@ -151,6 +151,11 @@ def test_a_prediction_from_the_command_line(
         and again.splitlines()[:3]
         == [line for line in shown.splitlines() if "extracting" not in line][:3]
     )
+    page = tmp_path / "report.html"
+    status, _, errors = run(capsys, "report", out, "--out", page)
+    assert status == 0, errors
+    text = page.read_text(encoding="utf-8")
+    assert "Predicting errors" in text and "Leak audit" in text and "nearest_prompt" in text
     status, _, errors = run(capsys, *base, "2", *more[1:], "--cache-dir", vectors)
     assert status == 2 and "holds other vectors (sites differ)" in errors
 
@@ -268,6 +273,6 @@ def test_mistakes_end_with_one_message_before_a_model_is_loaded(
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("circuits.models.load.load_model", never)
+    monkeypatch.setattr("circuits.cli.predict_source.Source.load", never)
     status, _, errors = run(capsys, "predict", *arguments)
     assert status == 2 and message in errors and "Traceback" not in errors
