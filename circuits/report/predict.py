@@ -38,8 +38,8 @@ def _scores(run: Run, target: str) -> Html:
     note = (
         "Held out in grouped, nested folds; 95% intervals, groups resampled. AUC: of two records "
         "of a fold, how often the wrong answer gets the larger probability; 0.5 is chance. "
-        "Intervals of gains are widened because folds share training data. \u201cChosen\u201d: the estimator "
-        "that was best inside the training folds."
+        "Intervals of gains are widened because folds share training data. \u201cChosen\u201d: "
+        "the estimator that was best inside the training folds."
     )
     return (
         paragraph(result.headline(target), loud)
