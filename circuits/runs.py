@@ -38,6 +38,7 @@ SIGN_CONVENTION = (
     "LD = logit(answer) - logit(foil)"
 )
 _PACKAGES = ("sae-circuits", "torch", "transformers", "transformer-lens", "sae-lens", "numpy")
+_PACKAGES += ("scikit-learn",)
 
 
 class RunError(CircuitsError):

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from circuits.corpora.documents import Source
 from circuits.errors import CircuitsError
+from circuits.labelled import Labelled
 from circuits.prompts import PromptPairs
+from circuits.sites import Site
 
 
 class TaskError(CircuitsError):
@@ -192,18 +194,43 @@ class DocumentsTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class AnsweredTask(Task, Protocol):
+    """Problems that the model answers, rightly or wrongly, and the vectors it does so with."""
+
+    @property
+    def vector_positions(self) -> tuple[str, ...]:
+        """Names of the positions of `vectors`, such as t1..t6 for six continuous thoughts."""
+        ...
+
+    def answered(self, model: Any, *, n: int, seed: int = 0, **options: Any) -> Sequence[Labelled]:
+        """`n` problems with the model's own answers, the same ones for the same seed.
+
+        Problems that belong together, such as a clean one and its corrupted twin, have one group.
+        """
+        ...
+
+    def vectors(
+        self, model: Any, records: Sequence[Labelled], sites: Sequence[Site]
+    ) -> Float[Tensor, "record site position d_model"]:
+        """The activations at `sites` and `vector_positions`, one row a record, in their order."""
+        ...
+
+
 _CAPABILITIES: dict[str, type] = {
     "pairs": PairsTask,
     "inputs": InputsTask,
     "generate": GenerateTask,
     "classifier": ClassifierTask,
     "documents": DocumentsTask,
+    "answered": AnsweredTask,
 }
 _Capability = TypeVar("_Capability")
 
 
 def capabilities(task: Task) -> tuple[str, ...]:
-    """The names of what `task` can do, of pairs, inputs, generate, classifier, documents."""
+    """The names of what `task` can do, of pairs, inputs, generate, classifier, documents,
+    answered."""
     return tuple(name for name, protocol in _CAPABILITIES.items() if isinstance(task, protocol))
 
 

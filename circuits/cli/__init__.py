@@ -18,6 +18,7 @@ from circuits.cli.circuit import apply_command, circuit_command, diff_command
 from circuits.cli.direct import direct_command
 from circuits.cli.features import features_command
 from circuits.cli.patch import patch_command
+from circuits.cli.predict import predict_command
 from circuits.cli.report import report_command
 from circuits.cli.running import run_app
 from circuits.cli.saes import saes_command
@@ -29,6 +30,7 @@ from circuits.cli.show import (
     print_patch,
 )
 from circuits.cli.show_circuit import print_circuit
+from circuits.cli.show_predict import print_predict
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -48,6 +50,7 @@ app.command("diff")(diff_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
+app.command("predict")(predict_command)
 app.command("report")(report_command)
 
 
@@ -71,6 +74,7 @@ def show_command(
     from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
+    from circuits.predict import PredictResult
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
 
@@ -87,5 +91,7 @@ def show_command(
         print_direct(DirectEffects.load(folder))
     elif method == "features":
         print_bank(FeatureBank.load(folder))
+    elif method == "predict":
+        print_predict(PredictResult.load(folder))
     else:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")

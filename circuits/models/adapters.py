@@ -72,6 +72,10 @@ class Adapter(Protocol):
         """The module whose output is the tensor at `site`; raises `SiteError` if there is none."""
         ...
 
+    def pattern_point(self, layer: int) -> nn.Module:
+        """The module whose output is a layer's attention pattern; raises `SiteError` if none is."""
+        ...
+
     def embedding(self) -> nn.Module:
         """The module whose output is the token embedding, before position embeddings."""
         ...
@@ -185,9 +189,8 @@ class BridgeAdapter:
         kv_heads = getattr(cfg, "n_key_value_heads", None)
         self.n_key_value_heads = int(kv_heads or self.n_heads)
         self._layers = self._find_layers()
-        self._returns_tuple = (
-            False  # seen in `forward_keeping`, which every resumed pass needs first
-        )
+        # Seen in `forward_keeping`, which every resumed pass needs first.
+        self._returns_tuple = False
         self._unembedding: nn.Module = self._hf.get_output_embeddings()
         accepted = inspect.signature(self._hf.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -226,6 +229,9 @@ class BridgeAdapter:
                 )
             )
         return point
+
+    def pattern_point(self, layer: int) -> nn.Module:
+        return _pattern(self.module.get_hook_point(f"blocks.{layer}.attn.hook_pattern"), layer)
 
     def embedding(self) -> nn.Module:
         point = self.module.get_hook_point("embed.hook_out")
@@ -320,6 +326,12 @@ class BridgeAdapter:
                 self._layers[i] = original
 
 
+def _pattern(point: nn.Module | None, layer: int) -> nn.Module:
+    if point is None:
+        raise SiteError(f"this model has no attention pattern of layer {layer}.")
+    return point
+
+
 class _PrefixEntry:
     """What `HookedTransformer` asks of a cache entry, with a fixed prefix."""
 
@@ -364,6 +376,9 @@ class TransformerAdapter:
         if point is None or idle:
             raise SiteError(f"this HookedTransformer has no {site.kind}; use another site.")
         return point
+
+    def pattern_point(self, layer: int) -> nn.Module:
+        return _pattern(self.module.hook_dict.get(f"blocks.{layer}.attn.hook_pattern"), layer)
 
     def embedding(self) -> nn.Module:
         return self.module.hook_embed

@@ -20,6 +20,7 @@ NOUNS = {
     "attribute": "attribution",
     "direct": "direct effects",
     "circuit": "circuit",
+    "predict": "prediction of errors",
     "features": "feature bank",
 }
 

@@ -28,8 +28,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         *(*_RUNS, *_METRIC, "sets", "references", "by", "sizes", "sites", "saes", "nodes"),
         *("nodes_seen", "drawn", "chosen", "stability", "missing"),
     ),
+    "predict": ("targets", "records", "groups", "folds", "features", "sign_convention"),
     "features": ("saes", "corpus", "tokens", "positions"),
 }
+# Of no pairs, and so of no subject.
+ALONE = ("predict", "features")
 _ALWAYS = ("model", "model_sha256", "versions")
 _DEEPEST = 2  # folders between the one given and a run: `runs` holds runs/TASK/RUN
 
@@ -68,8 +71,8 @@ class Run:
 
     @property
     def ability(self) -> Ability | None:
-        """How well the plain model separates the pairs; None for a feature bank."""
-        if self.method == "features":
+        """How well the plain model separates the pairs; None for what is of no pairs."""
+        if self.method in ALONE:
             return None
         if self.method == "saes":
             from circuits.saes.fidelity import PLAIN
@@ -83,6 +86,9 @@ class Run:
     @property
     def loud(self) -> list[str]:
         """What must not be missed: a forced run, SAEs that erase the contrast."""
+        if self.method == "predict":
+            refused = [t for t in self.result.targets if self.result.verdict(t) == "refused"]
+            return [self.result.headline(target) for target in refused]
         if self.method == "features":
             return []
         if self.method == "saes":  # its record does not say whether it was forced
@@ -153,10 +159,11 @@ def find_runs(folders: Sequence[str | Path]) -> Found:
 
 
 def subjects(runs: Sequence[Run]) -> list[Subject]:
-    """Runs by what they are of, in the order they come; feature banks are of no task."""
+    """Runs by what they are of, in the order they come; feature banks and predictions are of no
+    contrast."""
     keys: dict[tuple[str, str, str, str], list[Run]] = {}
     # Last those that do not name their contrast: they join one that does, where there is just one.
-    named = [run for run in runs if run.method != "features"]
+    named = [run for run in runs if run.method not in ALONE]
     for run in sorted(named, key=lambda run: not run.record.get("contrast")):
         record = run.record
         contrast = str(record.get("contrast") or "")
@@ -204,6 +211,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
     from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
     from circuits.patch import PatchResult
+    from circuits.predict import PredictResult
     from circuits.saes import Fidelity
 
     classes: dict[str, Any] = {
@@ -213,6 +221,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
         "direct": DirectEffects,
         "circuit": CircuitResult,
         "features": FeatureBank,
+        "predict": PredictResult,
     }
     time = datetime.fromtimestamp((folder / RUN_JSON).stat().st_mtime, UTC)
     method = record["method"]

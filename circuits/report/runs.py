@@ -13,7 +13,16 @@ from circuits.features.bank import EMBEDDED
 from circuits.patch.result import count
 from circuits.report.circuits import bank_for, circuit_sections
 from circuits.report.facts import commands, measured, versions
-from circuits.report.folders import METHODS, Found, ReportError, Run, Subject, find_runs, subjects
+from circuits.report.folders import (
+    ALONE,
+    METHODS,
+    Found,
+    ReportError,
+    Run,
+    Subject,
+    find_runs,
+    subjects,
+)
 from circuits.report.methods import (
     Sections,
     attribution_sections,
@@ -24,6 +33,7 @@ from circuits.report.methods import (
     unit,
 )
 from circuits.report.page import Parts, document
+from circuits.report.predict import predict_sections, predict_summary
 from circuits.report.style import STYLE
 from circuits.report.summary import summary, warnings
 from circuits.report.tables import Html, bullets, escaped, link, paragraph
@@ -37,6 +47,7 @@ _TITLES = {
     "attribute": "Which nodes carry it: attribution",
     "direct": "What writes to the logits: direct effects",
     "circuit": "The circuit",
+    "predict": "Predicting errors",
     "features": "Feature banks",
 }
 # Nothing may be fetched, whatever stands in a prompt or a name.
@@ -149,6 +160,9 @@ def _add_summary(
             body.heading(subject.name, 3)
         body.add(summary(subject, anchors))
     for run in found.runs:
+        if run.method == "predict":
+            text = predict_summary(run)
+            body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
         if run.method == "features":
             text = f"A feature bank of {run.record['model']}: {len(run.record['saes'])} SAEs."
             body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
@@ -160,7 +174,7 @@ def _add_run(
     """One run: what it is of, what must not be missed, its sections."""
     of = [subject.name for subject in mine if run in subject.runs] or [run.record["model"]]
     # Where all runs are of one task and model, the page's title says which.
-    whose = f": {of[0]}" if len(mine) != 1 or run.method == "features" else ""
+    whose = f": {of[0]}" if len(mine) != 1 or run.method in ALONE else ""
     body.heading(f"{_what(run)}{whose}", 3, anchor)
     pairs = f", {run.n_pairs} pairs" if run.n_pairs > 1 else ", 1 pair" * run.n_pairs
     body.add(paragraph(f"Run {run.name}, written {run.written}{pairs}", "note"))
@@ -186,6 +200,8 @@ def _what(run: Run) -> str:
         return f"Direct effects, {record['direction']}"
     if run.method == "circuit":
         return f"{record['nodes']:,} of {record['nodes_seen']:,} nodes"
+    if run.method == "predict":
+        return f"{record.get('task')}: {record['records']} records in {record['groups']} groups"
     return f"{len(record['saes'])} SAEs"
 
 
@@ -200,6 +216,7 @@ def _sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
         "patch": patch_sections,
         "direct": direct_sections,
         "features": bank_sections,
+        "predict": predict_sections,
     }
     return makers[run.method](run)
 

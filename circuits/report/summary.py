@@ -9,7 +9,7 @@ from circuits.circuit.sets import SETS
 from circuits.patch.result import count
 from circuits.report.circuits import share_of_nodes, worth
 from circuits.report.facts import NOUNS
-from circuits.report.folders import Run, Subject
+from circuits.report.folders import ALONE, Run, Subject
 from circuits.report.methods import moves, node_name, place, unit
 from circuits.report.tables import Html, bullets, escaped, interval, link, number, of_row, paragraph
 
@@ -184,7 +184,7 @@ def _different(subjects: Sequence[Subject], runs: Sequence[Run]) -> str:
     if not names:
         return ""
     of = [subject.name for subject in subjects]
-    of += [f"a feature bank of {r.record['model']}" for r in runs if r.method == "features"]
+    of += [f"a {NOUNS[r.method]} of {r.record['model']}" for r in runs if r.method in ALONE]
     return (
         f"These runs are of different {' and '.join(names)}: {'; '.join(dict.fromkeys(of))}. Every "
         "section says which; their numbers do not belong together."

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.corpora.documents import Source
+from circuits.labelled import Labelled
 from circuits.models.hooked import HookedModel
 from circuits.prompts import Mark, Pair, PromptPairs
+from circuits.sites import Site
 from circuits.task import Inputs, TaskError, check_contrast
+from tasks.gsm8k_thoughts.answered import answer_chains, thought_vectors
 from tasks.gsm8k_thoughts.documents import ChainTexts
 from tasks.gsm8k_thoughts.gsm8k import symbolic_pairs
 from tasks.gsm8k_thoughts.model import load_thinking, thoughts_of
@@ -64,6 +67,29 @@ class ContinuousThoughts:
         vocabulary = chain_vocabulary(model)
         assert thoughts.steps is not None
         return ChainTexts(vocabulary, thoughts.steps, thoughts)
+
+    @property
+    def vector_positions(self) -> tuple[str, ...]:
+        """The thoughts."""
+        return self.position_names[2:8]
+
+    def answered(
+        self,
+        model: HookedModel,
+        *,
+        n: int,
+        seed: int = 0,
+        steps: int | None = None,
+        temperature: float = 0.0,
+    ) -> list[Labelled]:
+        """Chains with the model's answers; see `tasks.gsm8k_thoughts.answered.answer_chains`."""
+        return answer_chains(model, n, seed, steps=steps, temperature=temperature)
+
+    def vectors(
+        self, model: HookedModel, records: Sequence[Labelled], sites: Sequence[Site]
+    ) -> Float[Tensor, "record site position d_model"]:
+        """The activations at `sites` and the thoughts, one row a record."""
+        return thought_vectors(model, records, sites)
 
     def pairs(
         self,
