@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from circuits.models.adapters import Adapter, ModelError, make_adapter
 from circuits.models.edits import FLAT, Edit, hook_edit
+from circuits.models.gradients import Gradients, differentiate
 from circuits.models.hooks import HookSet
 from circuits.models.patches import Patches, between, check_patches, hook_patches
 from circuits.models.resume import Baseline, earliest
@@ -31,19 +32,6 @@ from circuits.task import Inputs
 
 class _Enough(Exception):
     """Everything that was asked for has been computed."""
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Values and gradients at sites.
-
-    metric: one value a row. values, gradients: per site [row, position, width]; the gradient is of
-    the sum of the metric over rows, so each row's is its own.
-    """
-
-    metric: Float[Tensor, " row"]
-    values: dict[Site, Tensor]
-    gradients: dict[Site, Tensor]
 
 
 class HookedModel:
@@ -195,12 +183,12 @@ class HookedModel:
 
         def change(hooks: HookSet, start: int, stop: int) -> None:
             if edited:
-                self._hook_edits(hooks, self._edits, start)
+                self.hook_edits(hooks, self._edits, start)
             more(hooks, start, stop)
 
         return change
 
-    def _hook_edits(self, hooks: HookSet, edits: Mapping[Site, Edit], start: int = 0) -> None:
+    def hook_edits(self, hooks: HookSet, edits: Mapping[Site, Edit], start: int = 0) -> None:
         for site, edit in edits.items():
             if site.kind == "resid_mid":
                 self.require(site.kind)
@@ -209,7 +197,7 @@ class HookedModel:
     def hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
         """What every pass begins with: embeddings overwritten, and the model's edits."""
         self._hook_embeddings(hooks, inputs)
-        self._hook_edits(hooks, self._edits)
+        self.hook_edits(hooks, self._edits)
 
     def _hook_embeddings(self, hooks: HookSet, inputs: Inputs) -> None:
         embeddings = inputs.embeddings
@@ -268,12 +256,12 @@ class HookedModel:
         if given.rolled:
 
             def edit(hooks: HookSet, start: int, stop: int) -> None:
-                self._hook_edits(hooks, edits or {}, start)
+                self.hook_edits(hooks, edits or {}, start)
 
             return run_stepped(self.adapter, given, self.change(edit), every=True).logits
         with HookSet() as hooks:
             self.hook_inputs(hooks, given)
-            self._hook_edits(hooks, edits or {})
+            self.hook_edits(hooks, edits or {})
             return self.adapter.forward_all(given.tokens)
 
     @torch.no_grad()
@@ -316,7 +304,7 @@ class HookedModel:
 
         def store(hooks: HookSet, start: int, stop: int) -> None:
             if not unedited:
-                self._hook_edits(hooks, self._edits, start)
+                self.hook_edits(hooks, self._edits, start)
             for site, into in pieces.items():
 
                 def keep(x: Tensor, into: list[Tensor] = into) -> None:
@@ -324,8 +312,8 @@ class HookedModel:
 
                 hooks.on_output(self.adapter.hook_point(site), str(site), keep)
             if unedited:  # hooks fire in the order in which they were put there
-                self._hook_edits(hooks, self._edits, start)
-            self._hook_edits(hooks, edits or {}, start)
+                self.hook_edits(hooks, self._edits, start)
+            self.hook_edits(hooks, edits or {}, start)
 
         return run_stepped(self.adapter, given, self.change(store, edited=False)), pieces
 
@@ -397,65 +385,7 @@ class HookedModel:
         at attn_out: on a Bridge the tensor at hook_resid_mid leads only into the MLP and not along
         the stream.
         """
-        given = self.inputs(inputs)
-        wanted = list(dict.fromkeys(sites))
-        # Per site, the tensors of the pieces of the run, in order; one piece without slots to fill.
-        leaves: dict[Site, list[Tensor]] = {site: [] for site in wanted}
-        shown: dict[Site, list[Tensor]] = {site: [] for site in wanted}
-
-        def start(x: Tensor) -> Tensor:
-            embedded = x.clone()
-            if given.embeddings is not None:
-                embedded[:, list(given.slots)] = given.embeddings.to(x.dtype)
-            # The graph begins here: nothing below has parameters with gradients.
-            return embedded.detach().requires_grad_()
-
-        def keep(hooks: HookSet, begin: int, stop: int) -> None:
-            for site in wanted:
-                self._hook_leaf(hooks, site, leaves[site], shown[site])
-
-        change = self.change(keep)
-        with torch.enable_grad():
-            if given.rolled:
-                made = run_stepped(self.adapter, given, change, embed=start)
-                logits = made.logits[:, -1]
-            else:
-                with HookSet() as hooks:
-                    hooks.on_output(self.adapter.embedding(), "embedding", start)
-                    change(hooks, 0, given.tokens.shape[1])
-                    logits = self.adapter.forward(given.tokens)
-            values = metric(logits)
-            if values.shape != logits.shape[:1]:
-                raise ModelError(
-                    f"the metric gave the shape {tuple(values.shape)} for {logits.shape[0]} rows: "
-                    "expected one value a row."
-                )
-            flat = [piece for site in wanted for piece in leaves[site]]
-            # Of a piece that nothing is made of, such as the top of one that no slot reads: 0.
-            found = iter(torch.autograd.grad(values.sum(), flat, materialize_grads=True))
-        grads = {s: torch.cat([rearrange(next(found), FLAT) for _ in leaves[s]], 1) for s in wanted}
-        return Gradients(
-            values.detach(), {s: torch.cat(v, 1).detach() for s, v in shown.items()}, grads
-        )
-
-    def _hook_leaf(
-        self, hooks: HookSet, site: Site, leaves: list[Tensor], shown: list[Tensor]
-    ) -> None:
-        def keep(x: Tensor) -> None:
-            leaves.append(x)
-            if site.kind != "resid_mid":
-                shown.append(rearrange(x, FLAT))
-
-        if site.kind != "resid_mid":
-            hooks.on_output(self.adapter.hook_point(site), str(site), keep)
-            return
-        attn_out = Site(site.layer, "attn_out")
-        hooks.on_output(self.adapter.hook_point(attn_out), str(attn_out), keep)
-
-        def show(x: Tensor) -> None:
-            shown.append(rearrange(x, FLAT))
-
-        hooks.on_output(self.adapter.hook_point(site), str(site), show)
+        return differentiate(self, self.inputs(inputs), sites, metric)
 
     @torch.no_grad()
     def baseline(
@@ -480,7 +410,7 @@ class HookedModel:
             self.hook_inputs(hooks, given)
             for site in sites:
                 self._hook_store(hooks, site, values, first)
-            self._hook_edits(hooks, named)
+            self.hook_edits(hooks, named)
             logits, keys_values = self.adapter.forward_keeping(given.tokens)
         return Baseline(given, first, [values[s] for s in sites], keys_values, logits)
 
