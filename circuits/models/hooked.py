@@ -24,7 +24,7 @@ from circuits.models.hooks import HookSet
 from circuits.models.patches import Patches, between, check_patches, hook_patches
 from circuits.models.resume import Baseline, earliest
 from circuits.models.rows import differentiate_rows, resume_rows
-from circuits.models.stepped import Change, Stepped, run_stepped
+from circuits.models.stepped import Change, cache_stepped, run_stepped
 from circuits.models.thoughts import Filling, Mode, Thoughts, check_mode
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
@@ -49,7 +49,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.check: Any = None
         self.can_resume = False
-        self._edits: Mapping[Site, Edit] = {}
+        self.edits: Mapping[Site, Edit] = {}
         self._filling = Filling()
         self._thoughts: Thoughts | None = None
         for parameter in self.module.parameters():
@@ -169,21 +169,18 @@ class HookedModel:
         edits: as in `run_all_positions`; differentiable where gradients are asked for. Patches are
             then computed by full forwards. An inner block replaces the edits of an outer one.
         """
-        before = self._edits, self.can_resume
-        self._edits, self.can_resume = dict(edits), False
+        before = self.edits, self.can_resume
+        self.edits, self.can_resume = dict(edits), False
         try:
             yield
         finally:
-            self._edits, self.can_resume = before
+            self.edits, self.can_resume = before
 
-    def change(
-        self, more: Change = lambda hooks, start, stop: None, *, edited: bool = True
-    ) -> Change:
+    def change(self, more: Change = lambda hooks, start, stop: None) -> Change:
         """What every piece of a stepped run is put through: the model's own edits, and more."""
 
         def change(hooks: HookSet, start: int, stop: int) -> None:
-            if edited:
-                self.hook_edits(hooks, self._edits, start)
+            self.hook_edits(hooks, self.edits, start)
             more(hooks, start, stop)
 
         return change
@@ -197,7 +194,7 @@ class HookedModel:
     def hook_inputs(self, hooks: HookSet, inputs: Inputs) -> None:
         """What every pass begins with: embeddings overwritten, and the model's edits."""
         self._hook_embeddings(hooks, inputs)
-        self.hook_edits(hooks, self._edits)
+        self.hook_edits(hooks, self.edits)
 
     def _hook_embeddings(self, hooks: HookSet, inputs: Inputs) -> None:
         embeddings = inputs.embeddings
@@ -280,7 +277,7 @@ class HookedModel:
         """
         given = self.inputs(inputs)
         if given.rolled:
-            made, pieces = self._cache_stepped(given, sites, unedited)
+            made, pieces = cache_stepped(self, given, sites, unedited)
             return made.logits[:, -1], {s: torch.cat(p, 1)[:, first:] for s, p in pieces.items()}
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
@@ -292,30 +289,6 @@ class HookedModel:
                 self.hook_inputs(hooks, given)
             logits = self.adapter.forward(given.tokens)
         return logits, values
-
-    def _cache_stepped(
-        self,
-        given: Inputs,
-        sites: Sequence[Site],
-        unedited: bool,
-        edits: Mapping[Site, Edit] | None = None,
-    ) -> tuple[Stepped, dict[Site, list[Tensor]]]:
-        pieces: dict[Site, list[Tensor]] = {site: [] for site in sites}
-
-        def store(hooks: HookSet, start: int, stop: int) -> None:
-            if not unedited:
-                self.hook_edits(hooks, self._edits, start)
-            for site, into in pieces.items():
-
-                def keep(x: Tensor, into: list[Tensor] = into) -> None:
-                    into.append(rearrange(x, FLAT))
-
-                hooks.on_output(self.adapter.hook_point(site), str(site), keep)
-            if unedited:  # hooks fire in the order in which they were put there
-                self.hook_edits(hooks, self._edits, start)
-            self.hook_edits(hooks, edits or {}, start)
-
-        return run_stepped(self.adapter, given, self.change(store, edited=False)), pieces
 
     @torch.no_grad()
     def activations(
@@ -330,7 +303,7 @@ class HookedModel:
             return self._by_pattern(inputs, wanted)
         given = self.inputs(inputs)
         if given.rolled:
-            _, pieces = self._cache_stepped(given, wanted, False)
+            _, pieces = cache_stepped(self, given, wanted, False)
             return {site: torch.cat(found, 1) for site, found in pieces.items()}
         values: dict[Site, Tensor] = {}
 
@@ -402,7 +375,7 @@ class HookedModel:
         values: dict[Site, Tensor] = {}
         named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
         if given.rolled:
-            made, pieces = self._cache_stepped(given, sites, False, named)
+            made, pieces = cache_stepped(self, given, sites, False, named)
             streams = [torch.cat(pieces[site], 1)[:, first:] for site in sites]
             kept = self.adapter.kept(made.cache)
             return Baseline(given, first, streams, kept, made.logits[:, -1], made.thoughts)

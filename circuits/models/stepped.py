@@ -9,17 +9,23 @@ changed before a slot changes what stands there, and gradients go through it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from circuits.models.adapters import Adapter, KeysValues, ModelError
+from circuits.models.edits import FLAT, Edit
 from circuits.models.hooks import HookSet
+from circuits.sites import Site
 from circuits.task import Inputs
+
+if TYPE_CHECKING:
+    from circuits.models.hooked import HookedModel
 
 # Registers what is done to the positions [start, stop) of a pass.
 Change = Callable[[HookSet, int, int], None]
@@ -98,3 +104,33 @@ def run_stepped(
         logits.append(found)
     made = torch.stack([thoughts[slot] for slot in inputs.slots], 1)
     return Stepped(torch.cat(logits, 1) if every else logits[-1], made, cache)
+
+
+def cache_stepped(
+    model: HookedModel,
+    given: Inputs,
+    sites: Sequence[Site],
+    unedited: bool,
+    edits: Mapping[Site, Edit] | None = None,
+) -> tuple[Stepped, dict[Site, list[Tensor]]]:
+    """A run, and the activations [row, position, width] at sites, piece by piece.
+
+    unedited: what arrives at a site, before the model's own edit of it. edits: further ones; what
+    is kept is what arrives at them.
+    """
+    pieces: dict[Site, list[Tensor]] = {site: [] for site in sites}
+
+    def store(hooks: HookSet, start: int, stop: int) -> None:
+        if not unedited:
+            model.hook_edits(hooks, model.edits, start)
+        for site, into in pieces.items():
+
+            def keep(x: Tensor, into: list[Tensor] = into) -> None:
+                into.append(rearrange(x, FLAT))
+
+            hooks.on_output(model.adapter.hook_point(site), str(site), keep)
+        if unedited:  # hooks fire in the order in which they were put there
+            model.hook_edits(hooks, model.edits, start)
+        model.hook_edits(hooks, edits or {}, start)
+
+    return run_stepped(model.adapter, given, store), pieces
