@@ -6,7 +6,8 @@ The last fact comes first. A model that reads from left to right can then not co
 it stands: what the step starts from is only known when everything has been read, so the work is
 left to what comes after the question, which is where the thoughts are. (With the facts in forward
 order a trained model's answer goes past its thoughts.) The worked solution is the steps' values
-without the last one, so that the answer itself is not in it.
+without the last one, so that the answer itself is not in it; it begins with a value, which the end
+of the question must foretell, as the first thought is made there.
 
 Every token of it is one word: a number, a variable's letter or a sign.
 """

@@ -1,14 +1,12 @@
 """A small CODI to be trained: a GPT-2 that is teacher and student at once, and its projection.
 
-The teacher reads question, `<bot>`, worked solution, `<eot>`, `answer` and the answer's number. The
-student reads question, `<bot>`, six thoughts, `<eot>`, `answer` and the number, with x_1 =
-prj(h(bot)) and x_{i+1} = prj(h(x_i)), h after the final norm. Both are cross-entropy on the number
-(the teacher on its worked solution too), and the student's hidden states at `answer` are pulled to
-the teacher's of every layer, which are not pulled back. Source: Shen et al. 2025, CODI,
-arXiv:2502.21074; there the teacher has no `<bot>` and `<eot>`. With them the hidden state at
-`<bot>`, from which the first thought is made, must foretell the first value of the solution.
+The teacher reads question, worked solution, `answer` and the answer's number. The student reads
+question, `<bot>`, six thoughts, `<eot>`, `answer` and the number, with x_1 = prj(h(bot)) and
+x_{i+1} = prj(h(x_i)), h after the final norm. Both are cross-entropy on the number (the teacher on
+its worked solution too), and the student's hidden states at `answer` are pulled to the teacher's
+of every layer, which are not pulled back. Source: Shen et al. 2025, CODI, arXiv:2502.21074.
 
-Question and `<bot>` are computed once and serve both, as attention only looks back.
+The question's tokens are computed once and serve both, as attention only looks back.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
@@ -54,44 +52,55 @@ class Student(nn.Module):
     def _body(self) -> Any:
         return self.model.transformer
 
-    def read(self, chains: Chains) -> tuple[DynamicCache, Float[Tensor, "row d_model"]]:
-        """Keys and values of the questions and `<bot>`, and the hidden state there after the final
-        norm."""
-        tokens = torch.from_numpy(self.vocabulary.questions(chains))
-        out = self._body(input_ids=self._with(tokens, BOT), use_cache=True)
+    def read(
+        self, tokens: Int[Tensor, "row position"]
+    ) -> tuple[DynamicCache, Float[Tensor, "row d_model"]]:
+        """Keys and values of the questions, and the last hidden state after the final norm."""
+        out = self._body(input_ids=tokens, use_cache=True)
         return out.past_key_values, out.last_hidden_state[:, -1]
 
-    def _with(self, tokens: Tensor, *words: str) -> Tensor:
-        ids = torch.tensor([self.vocabulary.id(w) for w in words])
-        return torch.cat([tokens, ids.expand(len(tokens), -1)], 1)
-
-    def answer(
-        self, cache: DynamicCache, hidden: Float[Tensor, "row d_model"], n_thoughts: int
-    ) -> tuple[Float[Tensor, "row vocab"], list[Float[Tensor, "row d_model"]]]:
-        """Logits of the answer after `n_thoughts` thoughts, and the hidden states of all layers
-        where they are given."""
+    def think(
+        self, cache: DynamicCache, n_thoughts: int
+    ) -> tuple[DynamicCache, Float[Tensor, "row d_model"]]:
+        """Put `<bot>` and the thoughts after the questions, in place; also the last hidden state
+        after the final norm."""
+        rows = cache.layers[0].keys.shape[0]  # type: ignore[union-attr]
+        hidden = self._words((BOT,), rows, cache)
         for _ in range(n_thoughts):
             embedded = self.prj(hidden)[:, None]
             out = self._body(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
             hidden = out.last_hidden_state[:, -1]
-        nothing = torch.empty(len(hidden), 0, dtype=torch.long)
+        return cache, hidden
+
+    def _words(self, words: tuple[str, ...], rows: int, cache: DynamicCache) -> Tensor:
+        ids = torch.tensor([self.vocabulary.id(w) for w in words]).expand(rows, -1)
+        out = self._body(input_ids=ids, past_key_values=cache, use_cache=True)
+        return out.last_hidden_state[:, -1]
+
+    def answer(
+        self, cache: DynamicCache, n_thoughts: int
+    ) -> tuple[Float[Tensor, "row vocab"], list[Float[Tensor, "row d_model"]]]:
+        """Logits of the answer after `n_thoughts` thoughts, and the hidden states of all layers
+        where they are given."""
+        cache, _ = self.think(cache, n_thoughts)
+        rows = cache.layers[0].keys.shape[0]  # type: ignore[union-attr]
+        ids = torch.tensor([self.vocabulary.id(w) for w in (EOT, ANSWER)]).expand(rows, -1)
         out = self._body(
-            input_ids=self._with(nothing, EOT, ANSWER),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
+            input_ids=ids, past_key_values=cache, use_cache=True, output_hidden_states=True
         )
         states = [h[:, -1] for h in out.hidden_states[1:]]
         return self.model.lm_head(states[-1]), states
 
     def losses(self, chains: Chains, n_thoughts: int) -> dict[str, Tensor]:
         """Cross-entropies of teacher and student, and the distance of their hidden states."""
+        questions = torch.from_numpy(self.vocabulary.questions(chains))
         worked = torch.from_numpy(self.vocabulary.worked(chains))
         number = torch.from_numpy(self.vocabulary.number(chains.answers))
-        asked, last = self.read(chains)
+        asked, last = self.read(questions)
         kept = branch(asked)
 
-        shown = self._with(worked, EOT, ANSWER)
+        final = torch.full_like(number, self.vocabulary.id(ANSWER))[:, None]
+        shown = torch.cat([worked, final], 1)
         out = self._body(
             input_ids=shown, past_key_values=asked, use_cache=True, output_hidden_states=True
         )
@@ -100,7 +109,7 @@ class Student(nn.Module):
         teacher = cross_entropy(logits.flatten(0, 1), wanted.flatten())
         states = [h[:, -1].detach() for h in out.hidden_states[1:]]
 
-        given, own = self.answer(kept, last, n_thoughts)
+        given, own = self.answer(kept, n_thoughts)
         distance = torch.stack(
             [smooth_l1_loss(a, b) / b.std() for a, b in zip(own, states, strict=True)]
         ).mean()
@@ -116,7 +125,8 @@ class Student(nn.Module):
         right = 0
         for start in range(0, len(chains), batch):
             part = chains.take(slice(start, start + batch))
-            logits, _ = self.answer(*self.read(part), n_thoughts)
+            cache, _ = self.read(torch.from_numpy(self.vocabulary.questions(part)))
+            logits, _ = self.answer(cache, n_thoughts)
             number = torch.from_numpy(self.vocabulary.number(part.answers))
             right += int((logits.argmax(-1) == number).sum())
         return right / len(chains)
@@ -124,9 +134,10 @@ class Student(nn.Module):
     @torch.no_grad()
     def teacher_accuracy(self, chains: Chains) -> float:
         """Share of problems answered right when the worked solution is given."""
-        asked = self._with(torch.from_numpy(self.vocabulary.questions(chains)), BOT)
-        tokens = torch.cat([asked, torch.from_numpy(self.vocabulary.worked(chains))], 1)
-        logits = self.model(self._with(tokens, EOT, ANSWER)).logits[:, -1]
+        words = [self.vocabulary.questions(chains), self.vocabulary.worked(chains)]
+        tokens = torch.cat([torch.from_numpy(w) for w in words], 1)
+        final = torch.full((len(tokens), 1), self.vocabulary.id(ANSWER))
+        logits = self.model(torch.cat([tokens, final], 1)).logits[:, -1]
         number = torch.from_numpy(self.vocabulary.number(chains.answers))
         return float((logits.argmax(-1) == number).float().mean())
 
