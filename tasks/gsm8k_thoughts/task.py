@@ -80,9 +80,13 @@ class ContinuousThoughts:
         n: int,
         seed: int = 0,
         steps: int | None = None,
-        temperature: float = 0.0,
+        temperature: float = 2.0,
     ) -> list[Labelled]:
-        """Chains with the model's answers; see `tasks.gsm8k_thoughts.answered.answer_chains`."""
+        """Chains with the model's answers; see `tasks.gsm8k_thoughts.answered.answer_chains`.
+
+        temperature: answers are drawn at it by default, because the embedded model's likeliest
+            answer is hardly ever wrong.
+        """
         return answer_chains(model, n, seed, steps=steps, temperature=temperature)
 
     def vectors(
