@@ -277,8 +277,8 @@ class HookedModel:
         """
         given = self.inputs(inputs)
         if given.rolled:
-            made, pieces = cache_stepped(self, given, sites, unedited)
-            return made.logits[:, -1], {s: torch.cat(p, 1)[:, first:] for s, p in pieces.items()}
+            made, pieces = cache_stepped(self, given, sites, unedited, first=first)
+            return made.logits[:, -1], {s: torch.cat(p, 1) for s, p in pieces.items()}
         values: dict[Site, Tensor] = {}
         with HookSet() as hooks:
             if not unedited:
@@ -375,8 +375,8 @@ class HookedModel:
         values: dict[Site, Tensor] = {}
         named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
         if given.rolled:
-            made, pieces = cache_stepped(self, given, sites, False, named)
-            streams = [torch.cat(pieces[site], 1)[:, first:] for site in sites]
+            made, pieces = cache_stepped(self, given, sites, False, named, first)
+            streams = [torch.cat(pieces[site], 1) for site in sites]
             kept = self.adapter.kept(made.cache)
             return Baseline(given, first, streams, kept, made.logits[:, -1], made.thoughts)
         with HookSet() as hooks:

@@ -93,11 +93,16 @@ def beginnings(
 
 
 def plan(
-    layer: Int[Tensor, " row"], start: Int[Tensor, " row"], length: int, n_layers: int
+    layer: Int[Tensor, " row"],
+    start: Int[Tensor, " row"],
+    length: int,
+    n_layers: int,
+    pieces: int = 1,
 ) -> list[Pass]:
     """Order rows into passes; every row that begins before position `length` is in exactly one.
 
-    layer, start: where each row begins to differ from the baseline.
+    layer, start: where each row begins to differ from the baseline. pieces: into how many a pass is
+        cut by thoughts; each of them is a pass of its own in what it costs beyond its products.
     """
     passes: list[Pass] = []
     waiting: list[Tensor] = []
@@ -113,7 +118,7 @@ def plan(
         share = float((n_layers - layer[rows]).float().mean()) / n_layers
         mean_tokens += len(rows) * share * (length - first)
         last = i + 1 == len(starts) or starts[i + 1] == length
-        if mean_tokens >= _SMALLEST_PASS or last:
+        if mean_tokens >= _SMALLEST_PASS * pieces or last:
             together = torch.cat(waiting)
             order = layer[together].argsort(stable=True)
             passes.append(Pass(first, together[order], layer[together[order]]))

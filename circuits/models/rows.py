@@ -69,7 +69,8 @@ def in_parts(
 
     begins: (layer, position) at which every row begins to differ from the baseline.
     """
-    passes = plan(*begins, baseline.length, model.n_layers)
+    pieces = 1 + len(baseline.inputs.slots) if baseline.inputs.rolled else 1
+    passes = plan(*begins, baseline.length, model.n_layers, pieces)
     limit = batch_size
     for one in passes:
         size = limit or rows_at_once(model, one, baseline)

@@ -112,8 +112,9 @@ def cache_stepped(
     sites: Sequence[Site],
     unedited: bool,
     edits: Mapping[Site, Edit] | None = None,
+    first: int = 0,
 ) -> tuple[Stepped, dict[Site, list[Tensor]]]:
-    """A run, and the activations [row, position, width] at sites, piece by piece.
+    """A run, and the activations [row, position, width] at sites from `first` on, piece by piece.
 
     unedited: what arrives at a site, before the model's own edit of it. edits: further ones; what
     is kept is what arrives at them.
@@ -126,7 +127,8 @@ def cache_stepped(
         for site, into in pieces.items():
 
             def keep(x: Tensor, into: list[Tensor] = into) -> None:
-                into.append(rearrange(x, FLAT))
+                if stop > first:
+                    into.append(rearrange(x, FLAT)[:, max(0, first - start) :])
 
             hooks.on_output(model.adapter.hook_point(site), str(site), keep)
         if unedited:  # hooks fire in the order in which they were put there
