@@ -14,8 +14,10 @@ from circuits.direct import DirectEffects, direct
 from circuits.errors import CircuitsError
 from circuits.features import FeatureBank
 from circuits.graph import Circuit
+from circuits.labelled import read_labelled
 from circuits.models.load import load_model
 from circuits.patch import PatchResult, patch
+from circuits.predict import PredictResult, predict
 from circuits.prompts import Pair, PromptPairs, read_pairs
 from circuits.saes import load_saes, measure_fidelity
 from circuits.sites import Site
@@ -30,6 +32,7 @@ __all__ = [
     "FeatureBank",
     "Pair",
     "PatchResult",
+    "PredictResult",
     "PromptPairs",
     "Site",
     "apply_circuit",
@@ -41,5 +44,7 @@ __all__ = [
     "load_task",
     "measure_fidelity",
     "patch",
+    "predict",
+    "read_labelled",
     "read_pairs",
 ]
