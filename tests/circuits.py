@@ -39,20 +39,23 @@ def joined(sae: Sae, parts: Parts) -> Tensor:
     return parts[0] @ sae.rows + parts[1] + parts[2]
 
 
-def mixed(sae: Sae, site: Site, now: Parts, other: Parts, keep: Keep) -> Tensor:
-    """Activations with kept nodes as they are and others as in `other`; position 0 untouched."""
-    latents, error, offset = (part.clone() for part in other)
-    for position in range(len(error)):
+def mixed(sae: Sae, site: Site, now: Parts, other: Parts, keep: Keep, start: int = 0) -> Tensor:
+    """Activations with kept nodes as they are and others as in `other`; position 0 untouched.
+    start: the position of the first in `now`."""
+    length = len(now[1])
+    latents, error, offset = (part[start : start + length].clone() for part in other)
+    for i in range(length):
+        position = start + i
         if position == 0:
             latents[0], error[0], offset[0] = now[0][0], now[1][0], now[2][0]
             continue
         # A constant offset is the same in both.
         for role, into, source in (("error", error, now[1]), ("offset", offset, now[2])):
             if keep(site, role, -1, position):
-                into[position] = source[position]
+                into[i] = source[i]
         for latent in range(latents.shape[1]):
             if keep(site, "latent", latent, position):
-                latents[position, latent] = now[0][position, latent]
+                latents[i, latent] = now[0][i, latent]
     return joined(sae, (latents, error, offset))
 
 
@@ -87,7 +90,7 @@ def run_circuit(
     def edit(site: Site) -> Edit:
         def apply(x: Tensor, start: int) -> Tensor:
             sae = saes[site]
-            return mixed(sae, site, parts_of(sae, x[0]), other[site], keep)[None]
+            return mixed(sae, site, parts_of(sae, x[0]), other[site], keep, start)[None]
 
         return apply
 

@@ -128,7 +128,7 @@ class SiteAblation:
     def __call__(
         self, x: Float[Tensor, "row position width"], rows: Int[Tensor, " row"], start: int
     ) -> Float[Tensor, "row position width"]:
-        """The ablated activations of some rows, positions from `start` on."""
+        """The ablated activations of some rows, whose positions begin at `start`."""
         skip = 1 if start == 0 else 0
         mine = self._rows.of(rows.to(self._rows.pair.device))
         read = x[:, skip:].to(device=self._sae.rows.device, dtype=self._sae.dtype)
@@ -142,8 +142,9 @@ class SiteAblation:
     def compose(
         self, rows: Rows, start: int, values: Values
     ) -> Float[Tensor, "row position width"]:
-        """x' of rows from the values of their nodes; positions from `start` on."""
-        label = self._labels[rows.pair, start:]
+        """x' of rows from the values of their nodes, whose positions begin at `start`."""
+        stop = start + values.offset.shape[1]
+        label = self._labels[rows.pair, start:stop]
         latents = values.latents
         place = self._members.places(label[latents.row, latents.position], latents.latent)
         keep = self._members.latents(rows.circuit[latents.row], place)
@@ -159,7 +160,7 @@ class SiteAblation:
             if len(mine):
                 some = rows.of(mine)
                 there = offset[mine] if offset is not None else None
-                change[mine] += self._reference(bound, some, start, error[mine], there)
+                change[mine] += self._reference(bound, some, start, stop, error[mine], there)
         return change
 
     def _reference(
@@ -167,16 +168,17 @@ class SiteAblation:
         bound: _Bound,
         rows: Rows,
         start: int,
+        stop: int,
         error: Bool[Tensor, "row position"],
         offset: Bool[Tensor, "row position"] | None,
     ) -> Float[Tensor, "row position width"]:
         """x_ref less what the circuit has of it."""
         of = bound.of_pair[rows.pair]
         reference = bound.reference
-        found = reference.base[of, start:].clone()
+        found = reference.base[of, start:stop].clone()
         row, entry = bound.entries(rows.pair)
         keep = self._members.latents(rows.circuit[row], bound.place[entry])
-        keep &= bound.position[entry] >= start
+        keep &= (bound.position[entry] >= start) & (bound.position[entry] < stop)
         row, entry = row[keep], entry[keep]
         shape = (len(rows), found.shape[1], self._sae.d_sae)
         there = bound.position[entry] - start
@@ -184,7 +186,7 @@ class SiteAblation:
             Latents(row, there, bound.latent[entry], bound.value[entry], shape)
         )
         if reference.error is not None and bool(error.any()):
-            found -= torch.where(error[..., None], reference.error[of, start:], 0.0)
+            found -= torch.where(error[..., None], reference.error[of, start:stop], 0.0)
         if offset is not None and reference.offset is not None:
-            found -= torch.where(offset[..., None], reference.offset[of, start:], 0.0)
+            found -= torch.where(offset[..., None], reference.offset[of, start:stop], 0.0)
         return found

@@ -122,6 +122,8 @@ class HookedModel:
     @thoughts.setter
     def thoughts(self, thoughts: Thoughts | None) -> None:
         self._thoughts = thoughts
+        if thoughts is not None:  # as the model's own weights
+            thoughts.step.eval().requires_grad_(False)
         self._filling = Filling(thoughts.inputs) if thoughts else Filling()
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from circuits.circuit.evaluate import Places, metrics_of
 from circuits.circuit.selections import NodeTable, Selections
 from circuits.graph import Node
 from circuits.models.hooked import HookedModel
+from circuits.models.thoughts import Thoughts
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
@@ -20,6 +21,7 @@ from tests import tiny
 from tests.circuits import reference_parts, run_circuit
 from tests.pairs import token_pairs
 from tests.unit.test_attribute import sae_set
+from tests.unit.test_stepped import projection
 
 REFERENCES = ("corrupted", "mean", "zero")
 RESIDUAL = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
@@ -135,6 +137,44 @@ def test_circuits_equal_full_forwards(kind: str, bound: float, hooks: tuple[str,
     wanted = naive(model, saes, pairs, chosen, lambda i, position: position)
     assert np.abs(found - wanted).max() < bound
     assert np.ptp(wanted) > 0.1 and np.isfinite(whole).all()
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("mode", ["rerolled", "frozen"])
+def test_circuits_of_models_that_think(mode: Any, resumes: bool) -> None:
+    """Nodes at thoughts and before them; what is ablated before a thought changes it, or not."""
+    model = tiny.bridge("gpt2", torch.float64)
+    slot = tiny.VOCAB - 1
+    model.thoughts = Thoughts(slot, projection(torch.float64))
+    model.can_resume = resumes
+    saes = sae_set("jumprelu", MIXED, model)
+    pairs = token_pairs(2)
+    sides = []
+    for side in (pairs.clean_tokens, pairs.corrupted_tokens):
+        tokens = torch.tensor(side)
+        tokens[tokens == slot] = 3
+        tokens[:, 6:8] = slot
+        sides.append(tuple(map(tuple, tokens.tolist())))
+    pairs = replace(
+        pairs, clean_tokens=sides[0], corrupted_tokens=sides[1], templates=("one",) * len(pairs)
+    )
+    chosen = several(random_table(saes, 60, 1), 2)
+    with model.thinking(mode):
+        found, whole = metrics_of(model, saes, pairs, chosen, PLACES, REFERENCES)
+        wanted = naive(model, saes, pairs, chosen, lambda i, position: position)
+        assert np.abs(found - wanted).max() < 1e-9
+        assert np.ptp(wanted) > 0.1 and np.isfinite(whole).all()
+        removed = np.flatnonzero(chosen.inside[1]).tolist()[:12]
+        one = chosen.part(np.arange(len(chosen)) == 1)
+        without, _ = metrics_of(model, saes, pairs, one, PLACES, REFERENCES, removed=removed)
+        inside = np.repeat(one.inside, len(removed), axis=0)
+        inside[np.arange(len(removed)), removed] = False
+        each = Selections.of(one.table, inside)
+        expected, _ = metrics_of(model, saes, pairs, each, PLACES, REFERENCES)
+        assert np.abs(without - expected).max() < 1e-9
+    with model.thinking("frozen" if mode == "rerolled" else "rerolled"):
+        other, _ = metrics_of(model, saes, pairs, chosen, PLACES, REFERENCES)
+    assert np.abs(other - found).max() > 0.1
 
 
 @pytest.mark.parametrize("hooks", [RESIDUAL, MIXED])
