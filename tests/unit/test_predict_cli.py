@@ -194,7 +194,7 @@ def test_attention_and_a_label_of_ones_own(
 
 
 _TASK = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from circuits.labelled import Labelled
 from tests import tiny
@@ -210,8 +210,8 @@ class Task:
     def load(self, model=None, **options):
         return tiny.bridge("gpt2")
 
-    def answered(self, model, *, n, seed=0, **options):
-        return records_of(n, seed)
+    def answered(self, model, *, n, seed=0, shift: int = 0, words: str | None = None):
+        return [replace(r, id=f"{words}{r.id}") for r in records_of(n, seed + shift)]
 
     def vectors(self, model, records, sites):
         rows = []
@@ -238,7 +238,44 @@ def test_a_task_brings_its_own_positions(
     assert status == 0, errors
     record = read_record(out)
     assert record["task"] == "thoughts" and record["positions"] == ["t1", "t2"]
-    assert "thoughts: wrong" in shown
+    assert "thoughts: wrong" in shown and record["task_options"] == {}
+
+
+def test_options_of_a_task_reach_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "thoughts.py", tmp_path / "run"
+    path.write_text(_TASK)
+    given = ["--task-option", "shift=3", "--task-option", "words=of it="]
+    status, _, errors = run(
+        capsys, "predict", "--task", path, "--n", "48", *QUICK, *given, "--out", out
+    )
+    assert status == 0, errors
+    assert read_record(out)["task_options"] == {"shift": 3, "words": "of it="}
+    found = PredictResult.load(out).predictions
+    right = {f"of it={r.id}": r.correct for r in records_of(48, 3)}
+    assert dict(zip(found["id"], found["class"] == "right", strict=True)) == right
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["heat=1"], "the task thoughts has no --task-option heat: its options are shift, words."),
+        (["seed=1"], "has no --task-option seed"),
+        (["shift"], "expected KEY=VALUE"),
+        (["=1"], "expected KEY=VALUE"),
+        (["shift=1", "shift=2"], "given twice"),
+        (["shift=much"], "expected a whole number"),
+        (["shift=true"], "expected a whole number"),
+        (["words=1"], "expected text or null"),
+    ],
+)
+def test_options_that_a_task_does_not_have_are_refused_before_its_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    path = tmp_path / "thoughts.py"
+    path.write_text(_TASK.replace("return tiny", "raise AssertionError # tiny"))
+    options = [text for one in given for text in ("--task-option", one)]
+    status, _, errors = run(capsys, "predict", "--task", path, *options)
+    assert status == 2 and message in " ".join(errors.split()) and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
@@ -248,6 +285,7 @@ def test_a_task_brings_its_own_positions(
         (["--task", "error_type"], "needs a task with the capability 'answered'"),
         (["--data", "none.jsonl"], "the file of labelled records none.jsonl does not exist"),
         (["--data", "x", "--n", "20"], "--n and --data contradict"),
+        (["--data", "x", "--task-option", "a=1"], "--task-option and --data contradict"),
         (["--data", "x", "--estimators", "svm"], "unknown estimator 'svm'"),
         (["--data", "x", "--positions", "first"], "expected some of last:K"),
         (["--data", "x", "--extract-only"], "say where with --cache-dir"),
