@@ -154,6 +154,8 @@ def _figure(
     answers = html.escape(result.prompts.named_answers(), quote=False)
     template = f", template {alignment.template}" if alignment.template else ""
     contrast = f" {record['contrast']}" if record["contrast"] else ""
+    shown, angle, size, down = token_axis(x, WIDTH - 160)
+    below = max(0, round(down) - 60)  # what slanted labels take more than upright ones
     figure.update_layout(
         title={
             "text": (
@@ -166,13 +168,10 @@ def _figure(
             "font": {"size": 15},
         },
         width=WIDTH,
-        height=max(380, 180 + 17 * len(y)),
-        margin={"l": 65, "r": 20, "t": 90, "b": 100},
+        height=max(380, 180 + 17 * len(y)) + below,
+        margin={"l": 65, "r": 20, "t": 90, "b": 100 + below},
         template="plotly_white",
     )
-    shown, angle, size, down = token_axis(x, WIDTH - 160)
-    below = max(0, round(down) - 60)  # what slanted labels take more than upright ones
-    figure.update_layout(height=figure.layout.height + below, margin_b=100 + below)
     if angle:
         x_title = x_title.replace("below it", "then")
     figure.update_xaxes(

@@ -11,16 +11,21 @@ import torch
 
 from circuits.labelled import Labelled
 from circuits.models.hooks import hooks_left
+from circuits.models.load import load_model
 from circuits.models.patterns import attention_patterns
 from circuits.predict import JoinError, PredictError, PredictResult, Vectors, read_original
+from circuits.predict.encode import encoded
 from circuits.predict.extract import Positions, extract_vectors, in_parts
 from circuits.runs import read_record
+from circuits.saes import load_saes
 from circuits.sites import Site, SiteError
 from circuits.task import capabilities, load_task
 from tests import tiny
 from tests.unit.test_cli import run
+from tests.unit.test_saes import make_sae
 
 _WORDS = "the a cat dog sat ran on under mat log and then it was red blue one two three".split()
+HOOKS = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
 QUICK = ["--estimators", "logistic_l2", "--folds", "3", "--device", "cpu"]
 
 
@@ -191,6 +196,51 @@ def test_attention_and_a_label_of_ones_own(
     record = read_record(tmp_path / "run")
     assert list(record["targets"]) == ["kind"] and record["features"] == {"kind": "attention"}
     assert record["trained_on"] == 48
+
+
+@pytest.mark.parametrize(
+    ("architecture", "normalise"), [("topk", "none"), ("jumprelu", "layer_norm")]
+)
+def test_pretrained_saes_encode_as_they_do_in_the_model(
+    folder: Path, tmp_path: Path, architecture: str, normalise: str
+) -> None:
+    for seed, hook in enumerate(HOOKS):
+        sae = make_sae(architecture, hook, seed=seed, normalize_activations=normalise)
+        sae.save_model(tmp_path / hook)
+    model, records = load_model(str(folder / "tiny")), records_of(7)
+    saes = load_saes(tmp_path, model)
+    sites = list(saes)
+    vectors = extract_vectors(model, records, sites, Positions(2), progress=False)
+    found, active = encoded(vectors, saes)
+    assert found.kind == "latents" and found.width == saes.sources[sites[0]].d_sae
+    assert found.sites == vectors.sites and found.ids == vectors.ids
+    assert [f.ids for f in found.fitted] == [None, None]  # on what, nobody knows
+    assert active == pytest.approx((found.values > 0).sum() / (7 * 2 * 2))
+    for record, row in zip(records, found.values, strict=True):
+        tokens = torch.tensor([model.tokenizer(record.prompt)["input_ids"]])
+        _, values = model.cache(tokens, sites)
+        for site, mine in zip(sites, row, strict=True):
+            by_hand = saes[site].decompose(values[site]).latents.dense()[0, -2:]
+            assert by_hand.any() and np.allclose(mine, by_hand, atol=1e-4)
+    other = extract_vectors(model, records, [Site(2, "resid_post")], Positions(2), progress=False)
+    with pytest.raises(PredictError, match=r"no SAE at resid_post\.2: there are SAEs at"):
+        encoded(other, saes)
+
+
+def test_pretrained_saes_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, hook in enumerate(HOOKS):
+        make_sae("topk", hook, seed=seed).save_model(tmp_path / "saes" / hook)
+    base = ["predict", "--data", folder / "data.jsonl", "--model", folder / "tiny", *QUICK]
+    options = ["--layers", "1,3", "--positions", "last:1", "--saes", tmp_path / "saes"]
+    out = tmp_path / "run"
+    status, shown, errors = run(capsys, *base, *options, "--out", out)
+    assert status == 0, errors
+    record = read_record(out)
+    assert record["features"]["sae"] == "pretrained" and "random_sae" in shown
+    assert [s["site"] for s in record["features"]["saes"]] == ["resid_post.1", "resid_post.3"]
+    assert all(len(s["sha256"]) == 64 for s in record["features"]["saes"])
 
 
 _TASK = """
