@@ -13,6 +13,7 @@ from circuits.cli.running import interruptible
 from circuits.cli.show import console
 from circuits.cli.show_predict import print_predict
 from circuits.cli.start import load_set
+from circuits.cli.task_options import parse_task_options
 from circuits.errors import CircuitsError
 
 # What only an extraction reads.
@@ -100,6 +101,14 @@ def predict_command(
         bool, typer.Option("--merge-twins", help="One group for prompts one word apart.")
     ] = False,
     n: Annotated[int, typer.Option("--n", min=10, help="Problems of --task.")] = 1000,
+    task_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task-option",
+            metavar="KEY=VALUE",
+            help="An option of the task's own, such as temperature=1; may be repeated.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     prepend_bos: options.BosOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
@@ -154,6 +163,7 @@ def predict_command(
         targets,
         folds,
         cache_dir,
+        parse_task_options(task_option or []),
     )
     source.check()
     name = source.name
@@ -191,6 +201,8 @@ def predict_command(
         model_sha256=loaded.sha256 if loaded is not None else None,
         command=ctx.obj,
     )
+    if task is not None:
+        result.record["task_options"] = source.task_options
     if data is not None:
         result.record.update(data=str(data), data_sha256=sha256_of(data))
     result.save(folder)
@@ -214,7 +226,7 @@ def _check(
         own = ("data_format", "train_data", "train_model", "surface", "positions", "features")
         options.refuse(ctx, "--task", (*own, "prepend_bos", "batch_size"), "the task decides that")
     else:
-        options.refuse(ctx, "--data", ("n",), "the file has the records it has")
+        options.refuse(ctx, "--data", ("n", "task_option"), "the file has the records it has")
     if data_format == "original":
         names = (*_OF_THE_MODEL, "train_data", "train_model", "surface")
         options.refuse(ctx, "--data-format original", names, "the file holds the vectors")

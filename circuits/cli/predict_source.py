@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.cli import options
+from circuits.cli.task_options import check_task_options
 
 if TYPE_CHECKING:
     from circuits.labelled import Labelled
@@ -54,6 +55,7 @@ class Source:
     targets: Sequence[str]
     folds: int
     cache_dir: Path | None
+    task_options: dict[str, Any] = field(default_factory=dict)
     task: Any = None
     places: Positions | None = None
 
@@ -68,6 +70,7 @@ class Source:
             options.parse_layers(self.layers)
         if self.task_name is not None:
             self.task = require(load_task(self.task_name), AnsweredTask, "circuits predict")
+            check_task_options(self.task.name, self.task.answered, self.task_options, ("n", "seed"))
         else:
             self.places = Positions.parse(self.positions or "last:4")
 
@@ -116,7 +119,7 @@ class Source:
         numbers = options.parse_layers(self.layers) if self.layers else some
         sites = [Site(layer, parse_kind(self.site)) for layer in numbers]
         if self.task is not None:
-            answered = self.task.answered(model, n=self.n, seed=self.seed)
+            answered = self.task.answered(model, n=self.n, seed=self.seed, **self.task_options)
             _require(answered, self.targets, self.folds)
             return answered, task_vectors(self.task, model, answered, sites, folder=folder)
         assert records is not None and self.places is not None

@@ -16,7 +16,7 @@ from circuits.plots.base import (
     WIDTH,
     PlotError,
     first_difference,
-    ticks,
+    token_axis,
     token_labels,
 )
 
@@ -149,9 +149,13 @@ def _figure(
         done = f"clean {record['site']} put into the corrupted run"
     else:
         done = f"corrupted {record['site']} put into the clean run"
+    if record.get("thoughts"):
+        done += f", thoughts {record['thoughts']}"
     answers = html.escape(result.prompts.named_answers(), quote=False)
     template = f", template {alignment.template}" if alignment.template else ""
     contrast = f" {record['contrast']}" if record["contrast"] else ""
+    shown, angle, size, down = token_axis(x, WIDTH - 160)
+    below = max(0, round(down) - 60)  # what slanted labels take more than upright ones
     figure.update_layout(
         title={
             "text": (
@@ -164,11 +168,10 @@ def _figure(
             "font": {"size": 15},
         },
         width=WIDTH,
-        height=max(380, 180 + 17 * len(y)),
-        margin={"l": 65, "r": 20, "t": 90, "b": 100},
+        height=max(380, 180 + 17 * len(y)) + below,
+        margin={"l": 65, "r": 20, "t": 90, "b": 100 + below},
         template="plotly_white",
     )
-    shown, angle, size = ticks(x)
     if angle:
         x_title = x_title.replace("below it", "then")
     figure.update_xaxes(

@@ -120,10 +120,11 @@ def confusion_figure(result: PredictResult, target: str) -> go.Figure:
             zmin=0,
             zmax=1,
             hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
-            colorbar={"title": "share of row"},
+            showscale=False,
         )
     )
-    height = _head(figure, result, target, ": confusion of the chosen estimator", [])
+    lines = ["Records, and in brackets the share of their row, which is the colour (0 to 1)."]
+    height = _head(figure, result, target, ": confusion of the chosen estimator", lines)
     figure.update_yaxes(autorange="reversed", title="true class")
     return _layout(figure, height, 120 + 70 * len(counts), left=120)
 
@@ -149,7 +150,8 @@ def confidence_figure(result: PredictResult, target: str) -> go.Figure:
     what = _of(result, target) if two else "the most probable class"
     figure.update_xaxes(title=f"predicted probability of {what}", range=[0, 1])
     figure.update_yaxes(title="records")
-    figure.update_layout(barmode="overlay")
+    legend = {"orientation": "h", "x": 0.96, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+    figure.update_layout(barmode="overlay", legend=legend)
     return _layout(figure, height, 330)
 
 
@@ -186,7 +188,7 @@ def effects_heatmap(result: PredictResult, target: str) -> go.Figure:
                 "%{y}, %{x}: largest d %{z:+.2f}<br>by chance up to %{customdata[0]:.2f} (p "
                 "%{customdata[1]:.3f})<extra></extra>"
             ),
-            colorbar={"title": "Cohen's d"},
+            colorbar={"title": {"text": "Cohen's d", "side": "right"}, "thickness": 14},
         )
     )
     about = result.record["targets"][target]
@@ -231,8 +233,18 @@ def counts_figure(result: PredictResult, target: str) -> go.Figure:
                 col=column,
             )
         figure.update_xaxes(type="category", row=1, col=column)
-    height = _head(figure, result, target, ": features that differ, by site and position", [])
+    most = int(found.counts("site")[["discoveries", "stand_out"]].to_numpy().max(initial=0))
+    none = (
+        "No feature differs: none has a false discovery rate under .05, and none an effect beyond "
+        "the largest by chance."
+    )
+    rest = ": features that differ, by site and position"
+    height = _head(figure, result, target, rest, [] if most else [none])
+    figure.update_yaxes(rangemode="tozero")
+    if most < 5:  # features are counted: no ticks between whole numbers
+        figure.update_yaxes(range=[0, max(1, most) * 1.05], dtick=1)
     figure.update_yaxes(title="features", row=1, col=1)
+    figure.update_annotations(font_size=12)
     figure.update_layout(legend={"orientation": "h", "y": -0.2})
     return _layout(figure, height + 20, 340)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from circuits.labelled import Labelled
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.labelled import Labelled
 from circuits.models.hooked import HookedModel
 from circuits.sites import Site
 from circuits.task import TaskError

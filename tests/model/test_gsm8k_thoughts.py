@@ -340,6 +340,7 @@ def test_the_study_is_saved_and_read(model: HookedModel, tmp_path: Path) -> None
     again = ThoughtStudy.load(folder)
     assert again.record["verdict"] == found.record["verdict"]
     for name, table in found.tables.items():
+        assert again.tables[name].dtypes.equals(table.dtypes)
         for column in table.columns:
             assert (
                 again.tables[name][column].tolist()

@@ -158,6 +158,18 @@ def test_null_features_are_nothing() -> None:
     assert "alignment" in leaks(predict(records, replace(vectors, values=noise), **QUICK))
 
 
+def test_figures_say_that_no_feature_differs_and_leave_the_buttons_room() -> None:
+    records, vectors = made(150, seed=5, width=4, bare=True)
+    result = predict(records, vectors, **QUICK)
+    figures = dict(result.sections())
+    counts = figures["By site and by position"]
+    assert not result.localisation().counts("site")["discoveries"].any()
+    assert counts.layout.yaxis.range[0] == counts.layout.yaxis2.range[0] == 0
+    assert "No feature differs" in counts.layout.title.text
+    assert figures["Confidence"].layout.legend.orientation == "h"
+    assert figures["Confusion"].data[0].showscale is False
+
+
 def test_false_alarms_are_rare_on_null_data() -> None:
     # At 5% more than 4 of 12 have a chance below 2 in 10,000.
     alarms = 0

@@ -11,16 +11,21 @@ import torch
 
 from circuits.labelled import Labelled
 from circuits.models.hooks import hooks_left
+from circuits.models.load import load_model
 from circuits.models.patterns import attention_patterns
 from circuits.predict import JoinError, PredictError, PredictResult, Vectors, read_original
+from circuits.predict.encode import encoded
 from circuits.predict.extract import Positions, extract_vectors, in_parts
 from circuits.runs import read_record
+from circuits.saes import load_saes
 from circuits.sites import Site, SiteError
 from circuits.task import capabilities, load_task
 from tests import tiny
 from tests.unit.test_cli import run
+from tests.unit.test_saes import make_sae
 
 _WORDS = "the a cat dog sat ran on under mat log and then it was red blue one two three".split()
+HOOKS = ("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")
 QUICK = ["--estimators", "logistic_l2", "--folds", "3", "--device", "cpu"]
 
 
@@ -193,8 +198,53 @@ def test_attention_and_a_label_of_ones_own(
     assert record["trained_on"] == 48
 
 
+@pytest.mark.parametrize(
+    ("architecture", "normalise"), [("topk", "none"), ("jumprelu", "layer_norm")]
+)
+def test_pretrained_saes_encode_as_they_do_in_the_model(
+    folder: Path, tmp_path: Path, architecture: str, normalise: str
+) -> None:
+    for seed, hook in enumerate(HOOKS):
+        sae = make_sae(architecture, hook, seed=seed, normalize_activations=normalise)
+        sae.save_model(tmp_path / hook)
+    model, records = load_model(str(folder / "tiny")), records_of(7)
+    saes = load_saes(tmp_path, model)
+    sites = list(saes)
+    vectors = extract_vectors(model, records, sites, Positions(2), progress=False)
+    found, active = encoded(vectors, saes)
+    assert found.kind == "latents" and found.width == saes.sources[sites[0]].d_sae
+    assert found.sites == vectors.sites and found.ids == vectors.ids
+    assert [f.ids for f in found.fitted] == [None, None]  # on what, nobody knows
+    assert active == pytest.approx((found.values > 0).sum() / (7 * 2 * 2))
+    for record, row in zip(records, found.values, strict=True):
+        tokens = torch.tensor([model.tokenizer(record.prompt)["input_ids"]])
+        _, values = model.cache(tokens, sites)
+        for site, mine in zip(sites, row, strict=True):
+            by_hand = saes[site].decompose(values[site]).latents.dense()[0, -2:]
+            assert by_hand.any() and np.allclose(mine, by_hand, atol=1e-4)
+    other = extract_vectors(model, records, [Site(2, "resid_post")], Positions(2), progress=False)
+    with pytest.raises(PredictError, match=r"no SAE at resid_post\.2: there are SAEs at"):
+        encoded(other, saes)
+
+
+def test_pretrained_saes_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, hook in enumerate(HOOKS):
+        make_sae("topk", hook, seed=seed).save_model(tmp_path / "saes" / hook)
+    base = ["predict", "--data", folder / "data.jsonl", "--model", folder / "tiny", *QUICK]
+    options = ["--layers", "1,3", "--positions", "last:1", "--saes", tmp_path / "saes"]
+    out = tmp_path / "run"
+    status, shown, errors = run(capsys, *base, *options, "--out", out)
+    assert status == 0, errors
+    record = read_record(out)
+    assert record["features"]["sae"] == "pretrained" and "random_sae" in shown
+    assert [s["site"] for s in record["features"]["saes"]] == ["resid_post.1", "resid_post.3"]
+    assert all(len(s["sha256"]) == 64 for s in record["features"]["saes"])
+
+
 _TASK = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from circuits.labelled import Labelled
 from tests import tiny
@@ -210,8 +260,8 @@ class Task:
     def load(self, model=None, **options):
         return tiny.bridge("gpt2")
 
-    def answered(self, model, *, n, seed=0, **options):
-        return records_of(n, seed)
+    def answered(self, model, *, n, seed=0, shift: int = 0, words: str | None = None):
+        return [replace(r, id=f"{words}{r.id}") for r in records_of(n, seed + shift)]
 
     def vectors(self, model, records, sites):
         rows = []
@@ -238,7 +288,44 @@ def test_a_task_brings_its_own_positions(
     assert status == 0, errors
     record = read_record(out)
     assert record["task"] == "thoughts" and record["positions"] == ["t1", "t2"]
-    assert "thoughts: wrong" in shown
+    assert "thoughts: wrong" in shown and record["task_options"] == {}
+
+
+def test_options_of_a_task_reach_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "thoughts.py", tmp_path / "run"
+    path.write_text(_TASK)
+    given = ["--task-option", "shift=3", "--task-option", "words=of it="]
+    status, _, errors = run(
+        capsys, "predict", "--task", path, "--n", "48", *QUICK, *given, "--out", out
+    )
+    assert status == 0, errors
+    assert read_record(out)["task_options"] == {"shift": 3, "words": "of it="}
+    found = PredictResult.load(out).predictions
+    right = {f"of it={r.id}": r.correct for r in records_of(48, 3)}
+    assert dict(zip(found["id"], found["class"] == "right", strict=True)) == right
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["heat=1"], "the task thoughts has no --task-option heat: its options are shift, words."),
+        (["seed=1"], "has no --task-option seed"),
+        (["shift"], "expected KEY=VALUE"),
+        (["=1"], "expected KEY=VALUE"),
+        (["shift=1", "shift=2"], "given twice"),
+        (["shift=much"], "expected a whole number"),
+        (["shift=true"], "expected a whole number"),
+        (["words=1"], "expected text or null"),
+    ],
+)
+def test_options_that_a_task_does_not_have_are_refused_before_its_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    path = tmp_path / "thoughts.py"
+    path.write_text(_TASK.replace("return tiny", "raise AssertionError # tiny"))
+    options = [text for one in given for text in ("--task-option", one)]
+    status, _, errors = run(capsys, "predict", "--task", path, *options)
+    assert status == 2 and message in " ".join(errors.split()) and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
@@ -248,6 +335,7 @@ def test_a_task_brings_its_own_positions(
         (["--task", "error_type"], "needs a task with the capability 'answered'"),
         (["--data", "none.jsonl"], "the file of labelled records none.jsonl does not exist"),
         (["--data", "x", "--n", "20"], "--n and --data contradict"),
+        (["--data", "x", "--task-option", "a=1"], "--task-option and --data contradict"),
         (["--data", "x", "--estimators", "svm"], "unknown estimator 'svm'"),
         (["--data", "x", "--positions", "first"], "expected some of last:K"),
         (["--data", "x", "--extract-only"], "say where with --cache-dir"),

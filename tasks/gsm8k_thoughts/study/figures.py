@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -67,13 +69,13 @@ def readings_figure(study: ThoughtStudy) -> go.Figure:
     value, family = _last_value(study)
     lens: Any = study.tables["lens"]
     probe: Any = study.tables["probes"]
-    moved: Any = study.tables["patches"]
+    moved = _patched(study, family)
     places = list(dict.fromkeys(lens["place"]))
     panels = [
         ("numbers under the lens", lens[lens["reading"] == "numbers"], "probability"),
         (f"{value} under the lens", lens[lens["reading"] == value], "probability"),
         (f"{value} by a probe", probe[probe["value"] == value], "accuracy"),
-        (f"recovery when patched ({family})", moved[moved["family"] == family], "share"),
+        (f"recovery when patched ({family})", moved, "share"),
     ]
     figure = make_subplots(
         rows=2,
@@ -83,9 +85,8 @@ def readings_figure(study: ThoughtStudy) -> go.Figure:
         horizontal_spacing=0.1,
     )
     for i, (_, data, column) in enumerate(panels):
-        grid = data.pivot_table(index="layer", columns="place", values=column).reindex(
-            columns=places
-        )
+        grid = data.pivot_table(index="layer", columns="place", values=column)
+        grid = grid.reindex(index=sorted(set(lens["layer"])), columns=places)
         heat = go.Heatmap(
             z=grid.to_numpy(),
             x=places,
@@ -95,19 +96,22 @@ def readings_figure(study: ThoughtStudy) -> go.Figure:
             zmid=0,
             colorscale=DIVERGING,
             showscale=i == 0,
-            text=grid.to_numpy().round(2),
-            texttemplate="%{text:.2f}",
+            text=[["" if np.isnan(x) else f"{x:z.2f}" for x in row] for row in grid.to_numpy()],
+            texttemplate="%{text}",
             hovertemplate="%{x}, %{y}: %{z:.3f}<extra></extra>",
+            hoverongaps=False,
         )
         figure.add_trace(heat, row=i // 2 + 1, col=i % 2 + 1)
     share = float(probe[probe["value"] == value]["majority"].max())
     lines = [
         f"{value} is the last value before the answer. Lens: probability through final norm and "
         "unembedding. Probe: accuracy on other problems of a linear probe; always saying the "
-        f"commonest value has {share:.2f}. Recovery: the stream behind a layer patched at that "
-        "thought, later thoughts made anew. One scale, -1 to 1, zero in the middle."
+        f"commonest value has {share:.2f}. Recovery: the thought, or the stream behind a layer "
+        "there, patched, later thoughts made anew. Scale: -1 to 1."
     ]
     top = title(figure, "Legible is not the same as used", f", {study.record['model']}", lines)
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False)
     figure.update_annotations(font_size=12)
     return _sized(figure, top, 460)
 
@@ -193,6 +197,8 @@ def accuracy_figure(study: ThoughtStudy) -> go.Figure:
     ]
     top = title(figure, "How much depends on thoughts", f", {study.record['model']}", lines)
     figure.update_yaxes(range=[0, 1.05])
+    figure.update_yaxes(title_text="accuracy", col=1)
+    figure.update_xaxes(dtick=1, zeroline=False, col=1)
     figure.update_annotations(font_size=12)
     return _sized(figure, top, 320)
 
@@ -226,6 +232,16 @@ def study_page(study: ThoughtStudy) -> str:
     return page(f"Thoughts of {study.record['model']}", sections)
 
 
+def _patched(study: ThoughtStudy, family: str) -> pd.DataFrame:
+    """Recovery per layer and place: the stream patched, and below it whole thoughts exchanged."""
+    stream: Any = study.tables["patches"]
+    whole: Any = study.tables["swaps"]
+    whole = whole[(whole["family"] == family) & (whole["thoughts"] == "rerolled")]
+    whole = whole.assign(layer=-1, share=whole["recovery"])
+    columns = ["layer", "place", "share"]
+    return pd.concat([stream[stream["family"] == family][columns], whole[columns]])
+
+
 def _last_value(study: ThoughtStudy) -> tuple[str, str]:
     """The last value before the answer, and the family that changes it."""
     values = study.record["values"]
@@ -250,6 +266,7 @@ def _ends(data: Any, name: str, prefix: str | None = None) -> dict[str, Any]:
 
 
 def _sized(figure: go.Figure, top: int, height: int) -> go.Figure:
+    figure.update_xaxes(tickangle=0)
     figure.update_layout(
         template="plotly_white",
         width=WIDTH,

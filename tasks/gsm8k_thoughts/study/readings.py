@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,9 @@ def probes(model: HookedModel, chains: Chains, *, seed: int = 0) -> pd.DataFrame
             for i, name in enumerate(value_names(chains.n_steps)):
                 wanted = chains.values[:, i]
                 probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=300))
-                probe.fit(features[:half], wanted[:half])
+                with warnings.catch_warnings():  # few problems for so many values: as asked for
+                    warnings.filterwarnings("ignore", "The number of unique classes")
+                    probe.fit(features[:half], wanted[:half])
                 right = (probe.predict(features[half:]) == wanted[half:]).astype(float)
                 common = np.bincount(wanted[:half]).argmax()
                 summary = summarise_mean(right, seed=seed)

@@ -69,8 +69,9 @@ class ThoughtStudy:
             raise RunError(f"{folder} is no study of thoughts.")
         tables = {}
         for name in record["columns"]:
-            table: Any = scores[scores["table"] == name][record["columns"][name]]
-            tables[name] = table.reset_index(drop=True)
+            kinds = record["columns"][name]
+            table: Any = scores[scores["table"] == name][list(kinds)]
+            tables[name] = table.reset_index(drop=True).astype(kinds)
         return cls(tables, record)
 
     def carrier(self) -> dict[str, Any]:
@@ -159,7 +160,10 @@ def study(
         "control_accuracy": alone,
         "verdict": verdict,
         "sign_convention": SIGN,
-        "columns": {name: list(table.columns) for name, table in tables.items()},
+        "columns": {
+            name: {str(column): str(kind) for column, kind in table.dtypes.items()}
+            for name, table in tables.items()
+        },
         "versions": versions(),
         "seconds": time.perf_counter() - started,
     }
