@@ -27,6 +27,7 @@ benchmarks: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.attribution_memory
 	$(BIN)/python -m benchmarks.attribution_audit
 	$(BIN)/python -m benchmarks.circuits
+	$(BIN)/python -m benchmarks.thoughts
 	$(BIN)/python -m benchmarks.predict_null
 
 $(BIN)/python:

@@ -11,7 +11,7 @@ import typer
 from circuits.errors import CircuitsError
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="Task: error_type, ioi, or the path of one of your own.")
+    str, typer.Option("--task", help="error_type, gsm8k_thoughts, ioi, or the path of your own.")
 ]
 ContrastOption = Annotated[
     str | None, typer.Option("--contrast", help="Which contrast of the task [its own default].")

@@ -171,15 +171,20 @@ def predict_command(
     if not extract_only:
         check_new(folder)
     with interruptible(keeps=cache_dir is not None):
-        loaded, records, vectors, train = source.gather()
+        found: Any = SaeFit(fit_sae, active, sae_steps) if fit_sae else None
+
+        def encode(model: Any) -> Any:
+            nonlocal found
+            found = load_set(str(saes), model, layers, l0, width, sae_memory)
+            return found
+
+        loaded, records, vectors, train = source.gather(encode if saes else None)
         if write_original is not None:
             write(write_original, records, vectors, source=str(model or name))
         if extract_only:
             console.print(f"Stored {len(records)} records in {cache_dir}", highlight=False)
             return
-        found: Any = SaeFit(fit_sae, active, sae_steps) if fit_sae else None
-        if saes:
-            found = load_set(saes, loaded, layers, l0, width, sae_memory)
+        if saes and found is not None:
             found = found.at([s for s in found if str(s) in vectors.sites])
         result = predict(
             records,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuits.cli import options
 from circuits.cli.task_options import check_task_options
+from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
     from circuits.labelled import Labelled
     from circuits.predict import Vectors
     from circuits.predict.extract import Positions
+    from circuits.saes import SaeSet
+    from circuits.sites import Site
 
 
 def _read(path: Path, keys: Sequence[str], targets: Sequence[str], folds: int) -> list[Labelled]:
@@ -87,8 +90,13 @@ class Source:
         """What the run is called."""
         return self.task.name if self.task else (self.data.stem if self.data else "custom")
 
-    def gather(self) -> tuple[Any, Sequence[Labelled], Vectors, Any]:
-        """(model, records, vectors, records and vectors to train on); None where there are none."""
+    def gather(
+        self, encode: Callable[[Any], SaeSet] | None = None
+    ) -> tuple[Any, Sequence[Labelled], Vectors, Any]:
+        """(model, records, vectors, records and vectors to train on); None where there are none.
+
+        encode: what loads the SAEs that activations are encoded with, given the model.
+        """
         if self.data_format == "original" and self.data is not None:
             from circuits.predict import read_original
 
@@ -100,6 +108,7 @@ class Source:
             for path in (self.data, self.train_data)
         ]
         model, train = self.load(), None
+        self._look_at_saes(model, encode)
         found = self.extract(model, read[0], self.cache_dir)
         if read[1] is not None:
             other = self.load(self.train_model) if self.train_model else model
@@ -107,17 +116,36 @@ class Source:
             train = self.extract(other, read[1], place)
         return model, *found, train
 
-    def extract(
-        self, model: Any, records: list[Labelled] | None, folder: Path | None
-    ) -> tuple[Sequence[Labelled], Vectors]:
-        """Records (the task's own without any) and their vectors."""
-        from circuits.predict.extract import extract_vectors, task_vectors
+    def _look_at_saes(self, model: Any, encode: Callable[[Any], SaeSet] | None) -> None:
+        """Before any extraction: SAEs at every site, and text begun as they were trained."""
+        if encode is None:
+            return
+        saes = encode(model)
+        missing = [str(site) for site in self.sites(model) if site not in saes.sources]
+        if missing:
+            raise CircuitsError(
+                f"no SAE at {', '.join(missing)}: there are some at "
+                f"{', '.join(map(str, saes.sources))}. Choose with --site and --layers."
+            )
+        if self.prepend_bos is None:
+            self.prepend_bos = saes.prepend_bos
+
+    def sites(self, model: Any) -> list[Site]:
+        """Where vectors are taken; by default at a quarter and half of the layers and the last."""
         from circuits.sites import Site, parse_kind
 
         last = model.n_layers - 1
         some = sorted({last // 4, last // 2, last})
         numbers = options.parse_layers(self.layers) if self.layers else some
-        sites = [Site(layer, parse_kind(self.site)) for layer in numbers]
+        return [Site(layer, parse_kind(self.site)) for layer in numbers]
+
+    def extract(
+        self, model: Any, records: list[Labelled] | None, folder: Path | None
+    ) -> tuple[Sequence[Labelled], Vectors]:
+        """Records (the task's own without any) and their vectors."""
+        from circuits.predict.extract import extract_vectors, task_vectors
+
+        sites = self.sites(model)
         if self.task is not None:
             answered = self.task.answered(model, n=self.n, seed=self.seed, **self.task_options)
             _require(answered, self.targets, self.folds)
