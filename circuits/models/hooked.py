@@ -158,9 +158,10 @@ class HookedModel:
 
     @torch.no_grad()
     def roll(self, inputs: Inputs) -> Inputs:
-        """The same inputs with the embeddings that their recurrence makes, to be held fixed."""
+        """The same inputs with the embeddings that their recurrence makes, to be held fixed: those
+        of the model without its edits, whenever that is asked for."""
         given = self.inputs(inputs)
-        made = run_stepped(self.adapter, given, self.change())
+        made = run_stepped(self.adapter, given, lambda hooks, start, stop: None)
         return replace(given, embeddings=made.thoughts)
 
     @contextlib.contextmanager

@@ -237,6 +237,25 @@ def test_edits_reach_the_thoughts_after_them() -> None:
         list(resume_edited(model, baseline, pairs, begins, {}, read, until=site))
 
 
+def test_frozen_thoughts_are_the_plain_models() -> None:
+    """Whether they are first asked for before, or while, the model is edited."""
+    given, site = prompts(), Site(1, "resid_pre")
+    found = []
+    for early in (True, False):
+        model = tiny.bridge("gpt2")
+        with (
+            model.filled(lambda tokens: replace(given, tokens=tokens)),
+            model.thinking("frozen"),
+        ):
+            if early:
+                model.run(given.tokens)
+            with model.edited({site: lambda x, start: 2 * x}):
+                found.append(model.run(given.tokens))
+    assert torch.equal(*found)
+    with model.edited({site: lambda x, start: 2 * x}):
+        assert (model.run(given) - found[0]).abs().max() > 0.1
+
+
 def test_filled_completes_bare_tokens() -> None:
     model, given = tiny.bridge("gpt2"), prompts()
     bare = model.run(given.tokens)
