@@ -57,8 +57,8 @@ class Draws(Random):
 def all_templates() -> Mapping[int, Template]:
     """The templates that `reasoning-gym` trusts, by their number."""
     try:
-        import reasoning_gym
-        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
+        import reasoning_gym  # pyright: ignore[reportMissingImports]
+        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise GsmError(
             "GSM-Symbolic needs the package reasoning-gym: pip install 'sae-circuits[gsm]'."
