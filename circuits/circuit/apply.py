@@ -107,7 +107,7 @@ def _check(model: HookedModel, circuit: Circuit, saes: SaeSet, pairs: PromptPair
     if record.get("thoughts") != how:
         raise CircuitError(
             f"the circuit was found with thoughts {record.get('thoughts')}, now they are {how}: "
-            "use `model.thinking`."
+            "use `model.thinking` (--thoughts), and a model and pairs that have them."
         )
     missing = [str(site) for site in circuit.sites if site not in saes.sources]
     if missing:

@@ -155,7 +155,7 @@ def circuit(
         )
         candidates = Candidates.of(found, summed=summed)
         keep = None
-        if keep_parts is not None:
+        if keep_parts is not None and given.comparable(model):
             options = (plan, metric_name, method, summed, seed, n_eval)
             keep = Parts(keep_parts, _identity(model, found, sets, options))
         judge = Judge(

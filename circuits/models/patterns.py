@@ -12,7 +12,6 @@ from circuits.models.adapters import ModelError
 from circuits.models.hooked import HookedModel
 from circuits.models.hooks import HookSet
 from circuits.sites import SiteError
-from circuits.task import Inputs
 
 _ROWS_ADD_UP = 1e-3
 
@@ -22,16 +21,20 @@ def attention_patterns(
     model: HookedModel, tokens: Int[Tensor, "row position"], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "row head from to"]]:
     """The attention weights of every head of some layers; each row over `to` adds up to 1.
+    Prompts mean what `HookedModel.inputs` makes of them, thoughts included.
 
     Raises `SiteError` for layers the model lacks and models without a hook on their patterns, and
     `ModelError` where what the hook shows is no pattern.
     """
     found: dict[int, Tensor] = {}
+    given = model.inputs(tokens)
+    if given.rolled:  # in one pass: the same thoughts, written in
+        given = model.roll(given)
     with HookSet() as hooks:
-        model.hook_inputs(hooks, Inputs(tokens.to(model.device)))
+        model.hook_inputs(hooks, given)
         for layer in dict.fromkeys(layers):
             _hook(hooks, model, layer, found)
-        model.adapter.forward(tokens.to(model.device))
+        model.adapter.forward(given.tokens)
     shape = (tokens.shape[0], model.n_heads, tokens.shape[1], tokens.shape[1])
     for layer, pattern in found.items():
         if tuple(pattern.shape) != shape:

@@ -38,6 +38,11 @@ class Dictionary:
     active: int
 
 
+# Every name a baseline can have; estimators of one's own need others.
+BASELINES = ("majority", "nearest_prompt", "question", "completion", "steps", "output", "given")
+BASELINES += ("all", "raw", "pca", "random_sae")
+
+
 def question_baselines(
     records: Sequence[Labelled], train: Sequence[Labelled] | None = None
 ) -> Iterator[tuple[Recipe, np.ndarray, np.ndarray]]:

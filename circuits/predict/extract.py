@@ -180,6 +180,7 @@ def task_vectors(
         return task.vectors(model, some, sites).float().cpu().numpy()
 
     key = {"task": task.name, "model": model.name, "model_sha256": model.sha256}
+    key["dtype"] = str(model.dtype)
     key |= {"sites": [str(s) for s in sites], "positions": list(task.vector_positions)}
     return in_parts(records, run, key, folder, progress=progress)
 

@@ -19,16 +19,11 @@ from typing import Any
 import pandas as pd
 
 from circuits.labelled import ERROR, Labelled, check_labels
-from circuits.predict.estimators import (
-    DEFAULT,
-    check_estimators,
-)
+from circuits.predict.baselines import BASELINES
+from circuits.predict.estimators import DEFAULT, check_estimators
 from circuits.predict.inputs import SaeFit
 from circuits.predict.result import PredictResult
-from circuits.predict.scores import (
-    RESAMPLES,
-    PredictError,
-)
+from circuits.predict.scores import RESAMPLES, PredictError
 from circuits.predict.target import Data, Prepare, Target
 from circuits.predict.vectors import Fitted, Over, Pool, Vectors
 from circuits.runs import versions
@@ -149,7 +144,7 @@ def _check(
             raise PredictError("SAEs belong to one model, but the training vectors are another's.")
     if align and "sequence" in estimators:
         raise PredictError("aligned features have no positions: leave out the sequence model.")
-    clash = set(own or {}) & {*estimators, "chosen"}
+    clash = set(own or {}) & {*estimators, "chosen", *BASELINES}
     if clash:
         raise PredictError(f"{', '.join(sorted(clash))}: two estimators of one name.")
 

@@ -27,6 +27,7 @@ from circuits.metrics import Summary, summarise_mean, summarise_ratio
 from circuits.models.edits import Edit
 from circuits.models.hooked import HookedModel
 from circuits.patch.ability import CannotDo, assess, logit_differences
+from circuits.patch.draw import thinks
 from circuits.prompts import PairGroup, PromptPairs
 from circuits.runs import (
     SIGN_CONVENTION,
@@ -208,6 +209,7 @@ def measure_fidelity(
         "model_sha256": model.sha256,
         "saes": [saes.describe(site) for site in saes],
         "prepend_bos": pairs.prepend_bos,
+        "thoughts": thinks(model, pairs),
         "clean_tokens": pairs.clean_tokens,
         "corrupted_tokens": pairs.corrupted_tokens,
         "answer_tokens": pairs.answer_tokens,

@@ -47,7 +47,7 @@ def study_command(
     card = None
     if control is not None:
         card = read_card(control)
-    elif str(model or "embedded").startswith("embedded"):
+    elif str(model or "embedded").split("/")[0] == "embedded":
         card = read_card(embedded_folder(f"embedded/{CONTROL}"))
     loaded = task.load(model, device=device, dtype=dtype)
     with interruptible(keeps=False):

@@ -13,8 +13,8 @@ from circuits.labelled import Labelled
 from circuits.models.hooked import HookedModel
 from circuits.sites import Site
 from circuits.task import TaskError
-from tasks.gsm8k_thoughts.chains import draw_chains
-from tasks.gsm8k_thoughts.model import thoughts_of
+from tasks.gsm8k_thoughts.chains import draw_different
+from tasks.gsm8k_thoughts.model import require_thoughts, thoughts_of
 from tasks.gsm8k_thoughts.pairs import answers_of, chain_vocabulary, layout_text
 
 _AT_ONCE = 256
@@ -37,6 +37,7 @@ def answer_chains(
     """
     vocabulary, thoughts = chain_vocabulary(model), thoughts_of(model)
     assert thoughts.steps is not None
+    require_thoughts(model)
     if temperature < 0:
         raise TaskError(f"temperature {temperature}: 0 or more is expected.")
     n_steps = thoughts.steps[1] if steps is None else steps
@@ -44,11 +45,7 @@ def answer_chains(
     if 6 * n_steps + 2 > room:
         raise TaskError(f"{model.name} reads questions of {room} tokens: {n_steps} steps are more.")
     rng = np.random.default_rng([seed, n_steps, 7])
-    chains = draw_chains(rng, 2 * n, n_steps, vocabulary.n_numbers, "held_out")
-    _, first = np.unique(np.array(chains.keys()), return_index=True)
-    if len(first) < n:
-        raise TaskError(f"there are too few different problems of {n_steps} steps for {n}.")
-    chains = chains.take(np.sort(first)[:n])
+    chains = draw_different(rng, n, n_steps, vocabulary.n_numbers, "held_out")
     _, logprobs = answers_of(model, chains)
     probability = logprobs.exp()
     if temperature:
@@ -67,6 +64,7 @@ def answer_chains(
             prompt=" ".join(words[t] for t in questions[i]),
             completion=words[int(said[i])],
             correct=int(said[i]) == vocabulary.number(int(chains.answers[i])),
+            labels={"truth": words[int(vocabulary.number(int(chains.answers[i])))]},
             surface={
                 "steps": float(n_steps),
                 "output_entropy": float(entropy[i]),

@@ -122,6 +122,25 @@ def draw_chains(
     return join(parts)
 
 
+def draw_different(
+    rng: np.random.Generator, n: int, n_steps: int, n_numbers: int, split: Split
+) -> Chains:
+    """As `draw_chains`, with no problem twice, whatever its letters.
+
+    Raises `ChainError` where there are not so many.
+    """
+    found = different(draw_chains(rng, 4 * n + 100, n_steps, n_numbers, split), n)
+    if len(found) < n:
+        raise ChainError(f"there are too few different problems of {n_steps} steps for {n}.")
+    return found
+
+
+def different(chains: Chains, most: int) -> Chains:
+    """The first of each problem, whatever its letters; at most `most` of them."""
+    _, first = np.unique(np.array(chains.keys()), return_index=True)
+    return chains.take(np.sort(first)[:most])
+
+
 def join(parts: Sequence[Chains]) -> Chains:
     """Problems of one number of steps, one after another."""
     return Chains(

@@ -83,6 +83,12 @@ def thoughts_of(model: HookedModel) -> CodiThoughts:
     return model.thoughts
 
 
+def require_thoughts(model: HookedModel) -> None:
+    """Raise `TaskError` for a control, which was trained without thoughts."""
+    if not thoughts_of(model).tokens.thoughts:
+        raise TaskError(f"{model.name} was trained without thoughts: there are none to study.")
+
+
 def _load_trained(folder: Path, name: str, **options: Any) -> HookedModel:
     unknown = set(options) - {"device", "dtype"}
     if unknown:

@@ -132,6 +132,7 @@ def _couples(
     fits &= (corrupted.numbers >= 1)[:, 1:].all(1) & (corrupted.numbers[:, 0] >= 0)
     fits &= (corrupted.numbers < vocabulary.n_numbers).all(1) & corrupted.held_out()
     fits &= corrupted.answers != clean.answers
+    fits &= _half(corrupted) == (split == "held_out")
     rows = np.flatnonzero(fits)
     if not len(rows):
         return

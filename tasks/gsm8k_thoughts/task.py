@@ -28,7 +28,7 @@ WORDS = "words"  # the contrast of word problems, for published checkpoints
 class ContinuousThoughts:
     """Problems that differ in an operand, answered after continuous thoughts.
 
-    The embedded CODI solves chains of additions and subtractions (`tasks.gsm8k_thoughts.chains`),
+    The embedded CODI solves chains of arithmetic steps (`tasks.gsm8k_thoughts.chains`),
     published ones solve word problems (contrast `words`). Only pairs of which the model answers
     both problems right are given. Named positions: operand, where the problems differ; bot; t1 to
     t6, the thoughts; eot; answer, the last token, which is END too.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from circuits.cli.running import interruptible, run_app
 from circuits.errors import CircuitsError
 from circuits.runs import versions
-from tasks.gsm8k_thoughts.chains import LETTERS, Chains, Vocabulary, draw_chains
+from tasks.gsm8k_thoughts.chains import LETTERS, Chains, Vocabulary, different, draw_chains
 from tasks.gsm8k_thoughts.student import Student
 
 CODI_FILE, PROJECTION_FILE, CARD = "codi.json", "projection.safetensors", "card.json"
@@ -234,17 +234,19 @@ class Training:
         low, high = self.options.steps
         by_steps: dict[str, list[float]] = {}
         teacher: dict[str, float] = {}
+        tested: dict[str, int] = {}
         for k in range(low, high + 1):
             problems = held_out_problems(self.options, k, N_TEST)
             counts = range(self.options.thoughts + 1)
             by_steps[str(k)] = [self.student.accuracy(problems, n) for n in counts]
             teacher[str(k)] = self.student.teacher_accuracy(problems)
+            tested[str(k)] = len(problems)
         mean = np.mean(list(by_steps.values()), axis=0)
         return {
             "options": asdict(self.options),
             "parameters": sum(p.numel() for p in self.student.parameters()),
             "minutes": round(self.seconds / 60, 1),
-            "held_out_problems_of_each_number_of_steps": N_TEST,
+            "different_held_out_problems": tested,
             "accuracy_after_thoughts": [round(float(a), 4) for a in mean],
             "accuracy_after_thoughts_by_steps": by_steps,
             "accuracy_with_worked_solution": teacher,
@@ -254,9 +256,10 @@ class Training:
 
 
 def held_out_problems(options: Options, n_steps: int, n: int) -> Chains:
-    """Held-out problems, the same for every seed and number of thoughts."""
+    """Held-out problems, all different, the same for every seed and number of thoughts; fewer than
+    `n` where few numbers make few problems."""
     rng = np.random.default_rng([2**31, n_steps, options.numbers])
-    return draw_chains(rng, n, n_steps, options.numbers, "held_out")
+    return different(draw_chains(rng, 4 * n, n_steps, options.numbers, "held_out"), n)
 
 
 def train(options: Options, folder: Path, progress: bool = True) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from circuits import load_task
 from circuits.attribute import attribute
 from circuits.circuit.find import CircuitError, circuit
 from circuits.models.hooked import HookedModel
+from circuits.models.patterns import attention_patterns
 from circuits.models.thoughts import Thoughts
 from circuits.patch import patch
 from circuits.prompts import PromptPairs
@@ -109,9 +111,47 @@ def test_positions_have_their_names(model: HookedModel, pairs: dict[str, PromptP
             assert tokens[at["answer"]] == "answer" and at["answer"] == at["END"]
             where = at["operand"]
             assert found.clean_tokens[i][where] != found.corrupted_tokens[i][where], family
-    explored = set(found.clean_tokens)
-    held = TASK.pairs(model, contrast=family, n=32, split="held_out")
-    assert not explored & set(held.clean_tokens)
+
+
+def test_no_problem_is_explored_and_held_out(model: HookedModel) -> None:
+    """On neither side of a pair, whatever its letters."""
+    for family in FAMILIES:
+        sides = [
+            {
+                key
+                for clean, corrupted, _ in chain_pairs(model, family, 100, 0, split)
+                for key in (*clean.keys(), *corrupted.keys())
+            }
+            for split in ("explored", "held_out")
+        ]
+        assert not sides[0] & sides[1], family
+
+
+def test_a_control_is_one(model: HookedModel) -> None:
+    card = read_card(embedded_folder("embedded/seed1"))
+    with pytest.raises(TaskError, match="trained with --thoughts 0"):
+        study(model, TASK, n_pairs=2, n_problems=50, control=card, progress=False)
+    alone = TASK.load(f"embedded/{CONTROL}")
+    with pytest.raises(TaskError, match="none to study"):
+        study(alone, TASK, n_pairs=2, n_problems=50, progress=False)
+    with pytest.raises(TaskError, match="none to study"):
+        TASK.answered(alone, n=10)
+
+
+def test_attention_to_thoughts_is_that_of_thoughts(model: HookedModel, chains: Chains) -> None:
+    tokens = prompts_of(model, chains.take(slice(0, 4)))
+    found = attention_patterns(model, tokens, [0, 1])
+    plain = model.module
+    held = model.roll(model.inputs(tokens))
+    embedded = plain.original_model.transformer.wte(tokens).clone()
+    embedded[:, list(held.slots)] = held.embeddings
+    outer: Any = AutoModelForCausalLM.from_pretrained(
+        embedded_folder(), dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        expected = outer(inputs_embeds=embedded, output_attentions=True).attentions
+    for layer in (0, 1):
+        assert (found[layer] - expected[layer]).abs().max() < 1e-4
 
 
 def test_thoughts_in_one_pass_and_stepped(model: HookedModel, chains: Chains) -> None:
@@ -342,12 +382,9 @@ def test_the_study_is_saved_and_read(model: HookedModel, tmp_path: Path) -> None
     for name, table in found.tables.items():
         assert again.tables[name].dtypes.equals(table.dtypes)
         for column in table.columns:
-            assert (
-                again.tables[name][column].tolist()
-                == pytest.approx(table[column].tolist(), nan_ok=True)
-                if table[column].dtype.kind == "f"
-                else True
-            )
+            mine, its = table[column].tolist(), again.tables[name][column].tolist()
+            numbers = table[column].dtype.kind == "f"
+            assert its == (pytest.approx(mine, nan_ok=True) if numbers else mine)
     page = (folder / "thoughts.html").read_text()
     assert "Legible is not the same as used" in page and "share mediated" in page
     assert found.carrier()["null_flips"] <= 0.05

@@ -24,8 +24,9 @@ from circuits.runs import (
     write_record,
     write_scores,
 )
-from circuits.task import Task
-from tasks.gsm8k_thoughts.chains import draw_chains
+from circuits.task import Task, TaskError
+from tasks.gsm8k_thoughts.chains import draw_different
+from tasks.gsm8k_thoughts.model import require_thoughts
 from tasks.gsm8k_thoughts.pairs import FAMILIES, chain_vocabulary
 from tasks.gsm8k_thoughts.study.changes import ablations, by_count, interchange, necessity
 from tasks.gsm8k_thoughts.study.readings import logit_lens, probes, value_names
@@ -102,9 +103,13 @@ def study(
     trained without thoughts, for what may be said of necessity.
     """
     started = time.perf_counter()
+    require_thoughts(model)
+    if control is not None:
+        _check_control(model, control)
     vocabulary = chain_vocabulary(model)
     steps = model.thoughts.steps[1]  # type: ignore[union-attr]
-    chains = draw_chains(
+    # Each problem once: probes are fitted on half of them and tested on the other.
+    chains = draw_different(
         np.random.default_rng([seed, 3]), n_problems, steps, vocabulary.n_numbers, "held_out"
     )
     drawn: Any = task
@@ -168,3 +173,18 @@ def study(
         "seconds": time.perf_counter() - started,
     }
     return ThoughtStudy(tables, record)
+
+
+def _check_control(model: HookedModel, card: Mapping[str, Any]) -> None:
+    """Raise `TaskError` for a card that is not of a control for this model."""
+    options = card["options"]
+    thoughts: Any = model.thoughts
+    mine = {"numbers": thoughts.vocabulary.n_numbers, "steps": list(thoughts.steps)}
+    mine |= {"layers": model.n_layers, "d_model": model.d_model, "thoughts": 0}
+    other = {name: options[name] for name in mine if options[name] != mine[name]}
+    if other:
+        raise TaskError(
+            f"the control has {other}, which {model.name}'s would have as "
+            f"{ {name: mine[name] for name in other} }: give the card of one that was trained with "
+            "--thoughts 0 and the same options."
+        )
