@@ -21,8 +21,8 @@ from tasks.gsm8k_thoughts.pairs import answers_of, chain_vocabulary, prompts_of
 from tasks.gsm8k_thoughts.study.readings import value_names
 from tasks.gsm8k_thoughts.study.swaps import MODES, swap
 
-# A model's thoughts are called necessary only where its control, trained without, does worse by
-# more than this.
+# A model's thoughts are said to help only where its control, trained without, does worse by more
+# than this; to be necessary, where it has not half as much right.
 SMALLEST_ADVANTAGE = 0.02
 _SLOT = Site(0, "resid_pre")
 
@@ -165,6 +165,11 @@ def necessity(used: float, with_thoughts: float, control: float | None) -> str:
         return (
             f"used, but the task can be done without: the control trained without thoughts has "
             f"{control:.1%}, this model {with_thoughts:.1%}"
+        )
+    if control > with_thoughts / 2:
+        return (
+            f"used, and of some help: the control trained without thoughts has {control:.1%}, this "
+            f"model {with_thoughts:.1%}"
         )
     return (
         f"used, and necessary for this training: the control trained without thoughts has "
