@@ -38,7 +38,7 @@ from benchmarks.common import report, seconds
 from circuits import load_task
 from circuits.models.hooked import HookedModel
 from circuits.patch import patch
-from circuits.predict import predict
+from circuits.predict import SaeFit, predict
 from circuits.predict.extract import task_vectors
 from circuits.sites import Site
 from tasks.gsm8k_thoughts.answered import thought_vectors
@@ -50,6 +50,7 @@ from tasks.gsm8k_thoughts.study.result import study
 TASK: Any = load_task("gsm8k_thoughts")
 SITES = [Site(0, "resid_pre"), Site(0, "resid_post"), Site(1, "resid_post")]
 PROBLEMS, ROUNDS, PAIRS, PREDICTED = 256, 15, 12, 1000
+LATENTS, ACTIVE = 256, 16  # of SAEs that are fitted in the folds
 
 
 @cache
@@ -191,6 +192,12 @@ def prediction() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         found.save(Path(folder) / "run")
     whole = time.perf_counter() - started
+    started = time.perf_counter()
+    latents = predict(records, vectors, saes=SaeFit(LATENTS, ACTIVE), progress=False)
+    fitted = time.perf_counter() - started
+    looks = task_vectors(TASK, model, records, SITES, attention=True)
+    attention = predict(records, looks, progress=False)
+    others = {"SAEs fitted in the folds": latents, "attention between thoughts": attention}
     about = found.record["targets"]["wrong"]["headline"]
     wrong = float(np.mean([not record.correct for record in records]))
     rows: list[dict[str, Any]] = [
@@ -199,10 +206,20 @@ def prediction() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         {"what": "wrong answers", "measured": wrong, "unit": ""},
         {"what": "AUC of the chosen estimator", "measured": about["auc"], "unit": ""},
         {"what": "gain over the best baseline", "measured": about["gain"], "unit": ""},
+        {"what": "the same with SAEs fitted in the folds", "measured": fitted, "unit": "s"},
     ]
+    for name, one in others.items():
+        about = one.record["targets"]["wrong"]["headline"]
+        rows.append({"what": f"{name}: AUC of the chosen", "measured": about["auc"], "unit": ""})
+        rows.append({"what": f"{name}: gain", "measured": about["gain"], "unit": ""})
     table = found.table().to_dict("records")
     details = {"headline": found.headline(), "verdict": found.verdict(), "table": table}
-    return rows, {"predict": {**details, "audit": found.audit(), "vectors_s": alone}}
+    more = {
+        name: {"verdict": one.verdict(), "table": one.table().to_dict("records")}
+        for name, one in others.items()
+    }
+    details |= {"audit": found.audit(), "vectors_s": alone, "others": more}
+    return rows, {"predict": details}
 
 
 def seeds() -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -44,6 +44,7 @@ class Labelled:
     correct: bool
     labels: Mapping[str, Label] = field(default_factory=dict)
     surface: Mapping[str, float] = field(default_factory=dict)
+    compared: str = ""
 
     def __post_init__(self) -> None:
         for name in ("id", "group", "prompt"):
@@ -60,6 +61,11 @@ class Labelled:
         """Of the prompt; stored beside vectors, so that they can be seen to be this record's."""
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
+    @property
+    def text(self) -> str:
+        """What is compared with other records' to find duplicates and twins."""
+        return self.compared or self.prompt
+
     def target(self, name: str = ERROR) -> Label:
         """A label; `wrong` is whether the answer is. Raises `LabelError` where it has none."""
         if name == ERROR:
@@ -75,9 +81,10 @@ class Labelled:
 def read_labelled(path: str | Path, surface: Sequence[str] = ()) -> list[Labelled]:
     """Read a JSONL file: one object a line with `id, group, prompt, completion, correct`.
 
-    Other keys become labels (texts, whole numbers, booleans) or, for fractions, the keys named in
-    `surface`, and the object under "surface", surface numbers; null is left out. Ids and groups may
-    be whole numbers. Raises `LabelError` naming the line of the first mistake.
+    A text `compared`, if there is one, is what duplicates and twins are looked for in, instead of
+    the prompt. Other keys become labels (texts, whole numbers, booleans) or, for fractions, the
+    keys named in `surface`, and the object under "surface", surface numbers; null is left out. Ids
+    and groups may be whole numbers. Raises `LabelError` naming the line of the first mistake.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,18 +117,19 @@ def _record(entry: Any, surface: set[str]) -> Labelled:
         if isinstance(given.get(name), int) and not isinstance(given[name], bool):
             given[name] = str(given[name])
     wrong = [k for k, kind in _NEEDED.items() if not isinstance(given.get(k), kind)]
+    wrong += [k for k in ("compared",) if not isinstance(given.get(k, ""), str)]
     if not isinstance(given.get("correct"), bool):
         wrong.append("correct")
     if wrong:
         raise LabelError(
             f"missing or of another type: {', '.join(wrong)}. Expected texts id, group, prompt, "
-            "completion, and correct as true or false."
+            "completion (and compared, if any), and correct as true or false."
         )
     numbers = given.pop("surface", {})
     if not isinstance(numbers, dict):
         raise LabelError("surface is no object of numbers.")
     labels: dict[str, Label] = {}
-    for key in [k for k in given if k not in (*_NEEDED, "correct")]:
+    for key in [k for k in given if k not in (*_NEEDED, "correct", "compared")]:
         value = given.pop(key)
         if value is None:
             continue
@@ -143,6 +151,8 @@ def write_labelled(path: str | Path, records: Iterable[Labelled]) -> None:
         for r in records:
             entry: dict[str, Any] = {"id": r.id, "group": r.group, "prompt": r.prompt}
             entry |= {"completion": r.completion, "correct": r.correct, **r.labels}
+            if r.compared:
+                entry["compared"] = r.compared
             if r.surface:
                 entry["surface"] = dict(r.surface)
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")

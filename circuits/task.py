@@ -217,6 +217,22 @@ class AnsweredTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class AttentionTask(AnsweredTask, Protocol):
+    """Answered problems of which attention between positions is a feature as well."""
+
+    @property
+    def attention_positions(self) -> tuple[str, ...]:
+        """Names of the places of `attention`: "t3<t1" looks from t3 to t1."""
+        ...
+
+    def attention(
+        self, model: Any, records: Sequence[Labelled], layers: Sequence[int]
+    ) -> Float[Tensor, "record layer place head"]:
+        """Attention weights at `layers` and `attention_positions`, one row a record."""
+        ...
+
+
 _CAPABILITIES: dict[str, type] = {
     "pairs": PairsTask,
     "inputs": InputsTask,
@@ -224,13 +240,14 @@ _CAPABILITIES: dict[str, type] = {
     "classifier": ClassifierTask,
     "documents": DocumentsTask,
     "answered": AnsweredTask,
+    "attention": AttentionTask,
 }
 _Capability = TypeVar("_Capability")
 
 
 def capabilities(task: Task) -> tuple[str, ...]:
     """The names of what `task` can do, of pairs, inputs, generate, classifier, documents,
-    answered."""
+    answered, attention."""
     return tuple(name for name, protocol in _CAPABILITIES.items() if isinstance(task, protocol))
 
 

@@ -76,7 +76,7 @@ def circuit(
 
     prompts, pairs, contrast, n_pairs, seed, prepend_bos: the pairs it is found on, as in
         `circuits.patch.patch`. n_eval: on how many other pairs it is judged, of the explored and as
-        many of the held-out templates. evaluate_on: these instead. Pairs of one's own are split
+        many held-out ones. evaluate_on: these instead. Pairs of one's own are split
         into two halves.
     saes, sites: whose latents and errors the nodes are; each site is cut into all of its nodes.
     attribution: effects found before, whose pairs are then those it is found on; by default

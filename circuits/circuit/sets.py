@@ -17,7 +17,7 @@ FOUND, UNSEEN, HELD_OUT = "found", "unseen", "held_out"
 SETS = {
     FOUND: "the pairs it was found on",
     UNSEEN: "unseen pairs",
-    HELD_OUT: "pairs of held-out templates",
+    HELD_OUT: "held-out pairs",
 }
 _FEWEST = 4  # pairs of one's own that are split into two halves
 
@@ -50,8 +50,9 @@ def make_sets(
 ) -> Sets:
     """Pairs to find circuits on and pairs to judge them on, none of them in both.
 
-    Of a task: as many further pairs of the explored templates, and of the held-out ones. Pairs of
-    one's own are split into two halves, or judged on `evaluate_on`.
+    Of a task: as many further explored pairs, and held-out ones (where it has several templates, of
+    those that are not explored). Pairs of one's own are split into two halves, or judged on
+    `evaluate_on`.
     Raises `CircuitError` when there are too few.
     """
     found = given.pairs

@@ -46,7 +46,7 @@ def predict_command(
     ] = False,
     features: Annotated[
         Literal["activations", "attention"],
-        typer.Option("--features", help="Activations, or attention between the last tokens."),
+        typer.Option("--features", help="Activations, or attention between positions."),
     ] = "activations",
     site: Annotated[str, typer.Option("--site", help="Kind of site.")] = "resid_post",
     layers: Annotated[
@@ -228,7 +228,7 @@ def _check(
     if (task is None) == (data is None):
         raise CircuitsError("give either --task, or --data with records of your own.")
     if task is not None:
-        own = ("data_format", "train_data", "train_model", "surface", "positions", "features")
+        own = ("data_format", "train_data", "train_model", "surface", "positions")
         options.refuse(ctx, "--task", (*own, "prepend_bos", "batch_size"), "the task decides that")
     else:
         options.refuse(ctx, "--data", ("n", "task_option"), "the file has the records it has")

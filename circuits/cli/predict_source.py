@@ -66,13 +66,15 @@ class Source:
         """Look at everything that can be wrong before a model is loaded."""
         from circuits.predict.extract import Positions
         from circuits.sites import parse_kind
-        from circuits.task import AnsweredTask, load_task, require
+        from circuits.task import AnsweredTask, AttentionTask, load_task, require
 
         parse_kind(self.site)
         if self.layers:
             options.parse_layers(self.layers)
         if self.task_name is not None:
             self.task = require(load_task(self.task_name), AnsweredTask, "circuits predict")
+            if self.features == "attention":
+                require(self.task, AttentionTask, "--features attention")
             check_task_options(self.task.name, self.task.answered, self.task_options, ("n", "seed"))
         else:
             self.places = Positions.parse(self.positions or "last:4")
@@ -149,7 +151,10 @@ class Source:
         if self.task is not None:
             answered = self.task.answered(model, n=self.n, seed=self.seed, **self.task_options)
             _require(answered, self.targets, self.folds)
-            return answered, task_vectors(self.task, model, answered, sites, folder=folder)
+            looking = self.features == "attention"
+            return answered, task_vectors(
+                self.task, model, answered, sites, attention=looking, folder=folder
+            )
         assert records is not None and self.places is not None
         vectors = extract_vectors(
             model,

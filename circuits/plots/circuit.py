@@ -18,7 +18,7 @@ from circuits.report import page
 # (variant, set, name, colour, dash, width): what stands in a panel.
 _LINES = (
     (CIRCUIT, UNSEEN, "circuit, unseen pairs", BLUE, "solid", 3),
-    (CIRCUIT, HELD_OUT, "circuit, held-out templates", BLUE, "dot", 2),
+    (CIRCUIT, HELD_OUT, "circuit, held-out pairs", BLUE, "dot", 2),
     (ERRORS_IN, UNSEEN, "all errors kept", "#238b45", "solid", 1.5),
     (ERRORS_OUT, UNSEEN, "no errors kept", "#d94801", "solid", 1.5),
     (COMPLEMENT, UNSEEN, "complement (completeness)", RED, "dash", 1.5),

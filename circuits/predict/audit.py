@@ -130,7 +130,7 @@ def check_split(
     other: agreement of their labels against permutations over groups, in either direction.
     Also returns the class of every record's nearest training prompt.
     """
-    texts = [r.prompt for r in records]
+    texts = [r.text for r in records]
     apart = truth.folds
     copies = [(i, j) for i, j in duplicate_pairs(texts) if apart[i] != apart[j]]
     twins = [(i, j) for i, j in twin_pairs(texts) if apart[i] != apart[j]]

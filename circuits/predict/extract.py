@@ -31,7 +31,7 @@ from circuits.predict.scores import PredictError
 from circuits.predict.vectors import JoinError, Vectors
 from circuits.prompts import resolve_bos, tokenise
 from circuits.sites import Site
-from circuits.task import AnsweredTask
+from circuits.task import AnsweredTask, AttentionTask, require
 
 PART = 128  # records
 _MANIFEST = "manifest.json"
@@ -171,16 +171,29 @@ def task_vectors(
     records: Sequence[Labelled],
     sites: Sequence[Site],
     *,
+    attention: bool = False,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Vectors:
-    """The vectors of a task's own positions (`AnsweredTask.vectors`), kept like extracted ones."""
+    """The vectors of a task's own positions (`AnsweredTask.vectors`), kept like extracted ones.
+
+    attention: instead, attention at the sites' layers (`AttentionTask.attention`); raises
+        `TaskError` for tasks without it.
+    """
+    layers = sorted({site.layer for site in sites})
+    looking = require(task, AttentionTask, "--features attention") if attention else None
 
     def run(some: Sequence[Labelled]) -> np.ndarray:
-        return task.vectors(model, some, sites).float().cpu().numpy()
+        made = looking.attention(model, some, layers) if looking else None
+        made = task.vectors(model, some, sites) if made is None else made
+        return made.float().cpu().numpy()
 
     key = {"task": task.name, "model": model.name, "model_sha256": model.sha256}
     key["dtype"] = str(model.dtype)
+    if looking is not None:
+        names = [f"attention.{layer}" for layer in layers]
+        key |= {"sites": names, "positions": list(looking.attention_positions)}
+        return in_parts(records, run, key, folder, kind="attention", progress=progress)
     key |= {"sites": [str(s) for s in sites], "positions": list(task.vector_positions)}
     return in_parts(records, run, key, folder, progress=progress)
 

@@ -59,7 +59,11 @@ Bridge = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def deal(
-    classes: Int[np.ndarray, " record"], groups: Int[np.ndarray, " record"], folds: int, seed: int
+    classes: Int[np.ndarray, " record"],
+    groups: Int[np.ndarray, " record"],
+    folds: int,
+    seed: int,
+    level: str = "outer",
 ) -> Int[np.ndarray, " record"]:
     """The fold of every record. Raises `PredictError` where no deal gives folds all classes."""
     wanted = len(np.unique(classes))
@@ -71,8 +75,8 @@ def deal(
         if all(len(np.unique(classes[found == fold])) == wanted for fold in range(folds)):
             return found
     raise PredictError(
-        f"{len(np.unique(groups))} groups cannot be dealt into {folds} folds that have all "
-        f"{wanted} classes: take fewer folds."
+        f"{len(np.unique(groups))} groups cannot be dealt into {folds} {level} folds that have all "
+        f"{wanted} classes: take {'fewer folds or ' if level == 'outer' else ''}more records."
     )
 
 
@@ -113,7 +117,7 @@ def choose(
 ) -> tuple[str, float]:
     """The setting with the best AUC over inner folds of the rows given, and that AUC."""
     found = np.zeros((INNER, len(recipe.finals)))
-    parts = deal(y, np.unique(groups, return_inverse=True)[1], INNER, seed + 1)
+    parts = deal(y, np.unique(groups, return_inverse=True)[1], INNER, seed + 1, "inner")
     for part in range(INNER):
         fit, look = parts != part, parts == part
         front = Pipeline([*clone_steps(recipe.front), ("last", "passthrough")])

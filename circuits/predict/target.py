@@ -62,7 +62,7 @@ class Data:
         every = [*records, *(train[0] if train else ())]
         groups = [r.group for r in every]
         if merge:
-            texts = [r.prompt for r in every]
+            texts = [r.text for r in every]
             groups = unite(groups, [*duplicate_pairs(texts), *twin_pairs(texts)])
         n = len(records)
         mine = None if train is None else train[0]

@@ -147,7 +147,7 @@ def _circuit(run: Run) -> str:
         parts.append(f"{which} faithfulness {found[0]}, completeness {found[1]}")
     less = ""
     if len(both) == 2 and both[1]["faithfulness_high"] < both[0]["faithfulness_low"]:
-        less = " It is less faithful on held-out templates."
+        less = " It is less faithful on held-out pairs."
     told = "; ".join(parts) or "it was judged on no other pairs"
     return f"{line}: {told} (reference {record['by']}; 1 and 0 would be perfect).{less}"
 

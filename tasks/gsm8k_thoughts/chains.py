@@ -15,7 +15,7 @@ Every token of it is one word: a number, a variable's letter or a sign.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +76,10 @@ class Chains:
     def take(self, rows: Any) -> Chains:
         """Some of the problems."""
         return Chains(self.numbers[rows], self.signs[rows], self.letters[rows])
+
+    def renamed(self) -> Chains:
+        """The same problems with the same letters in all of them."""
+        return replace(self, letters=np.broadcast_to(np.arange(self.n_steps), self.letters.shape))
 
     def held_out(self) -> NDArray[np.bool_]:
         """Which problems are kept out of training: by a hash of numbers and signs, so that a

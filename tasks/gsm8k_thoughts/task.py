@@ -12,14 +12,19 @@ from torch import Tensor
 from circuits.corpora.documents import Source
 from circuits.labelled import Labelled
 from circuits.models.hooked import HookedModel
-from circuits.prompts import Mark, Pair, PromptPairs
+from circuits.prompts import PromptPairs
 from circuits.sites import Site
 from circuits.task import Inputs, TaskError, check_contrast
-from tasks.gsm8k_thoughts.answered import answer_chains, thought_vectors
+from tasks.gsm8k_thoughts.answered import (
+    answer_chains,
+    attention_places,
+    thought_attention,
+    thought_vectors,
+)
 from tasks.gsm8k_thoughts.documents import ChainTexts
-from tasks.gsm8k_thoughts.gsm8k import symbolic_pairs
 from tasks.gsm8k_thoughts.model import load_thinking, thoughts_of
 from tasks.gsm8k_thoughts.pairs import FAMILIES, as_pair, chain_pairs, chain_vocabulary
+from tasks.gsm8k_thoughts.words import answer_words, word_pairs
 
 WORDS = "words"  # the contrast of word problems, for published checkpoints
 
@@ -73,6 +78,11 @@ class ContinuousThoughts:
         """The thoughts."""
         return self.position_names[2:8]
 
+    @property
+    def attention_positions(self) -> tuple[str, ...]:
+        """Which thought, or the answer, looks at which thought: t3<t1 is from t3 to t1."""
+        return tuple(f"{a}<{b}" for a, b in attention_places((*self.vector_positions, "answer")))
+
     def answered(
         self,
         model: HookedModel,
@@ -80,20 +90,35 @@ class ContinuousThoughts:
         n: int,
         seed: int = 0,
         steps: int | None = None,
-        temperature: float = 2.0,
+        temperature: float | None = None,
     ) -> list[Labelled]:
-        """Chains with the model's answers; see `tasks.gsm8k_thoughts.answered.answer_chains`.
+        """Problems with the model's answers: chains (`tasks.gsm8k_thoughts.answered`), or for
+        published checkpoints word problems of GSM-Symbolic (`tasks.gsm8k_thoughts.words`).
 
-        temperature: answers are drawn at it by default, because the embedded model's likeliest
-            answer is hardly ever wrong.
+        steps: of chains. temperature: 0 takes the likeliest answer. By default it is 0 for word
+            problems and 2 for chains, as the embedded model's likeliest answer is hardly ever
+            wrong.
         """
-        return answer_chains(model, n, seed, steps=steps, temperature=temperature)
+        if thoughts_of(model).vocabulary is None:
+            if steps is not None:
+                raise TaskError(
+                    "word problems have the steps that their templates have: leave steps out."
+                )
+            return answer_words(model, n, seed, temperature=temperature or 0.0)
+        heat = 2.0 if temperature is None else temperature
+        return answer_chains(model, n, seed, steps=steps, temperature=heat)
 
     def vectors(
         self, model: HookedModel, records: Sequence[Labelled], sites: Sequence[Site]
     ) -> Float[Tensor, "record site position d_model"]:
         """The activations at `sites` and the thoughts, one row a record."""
         return thought_vectors(model, records, sites)
+
+    def attention(
+        self, model: HookedModel, records: Sequence[Labelled], layers: Sequence[int]
+    ) -> Float[Tensor, "record layer place head"]:
+        """How much every head looks from one thought, or the answer's position, to another."""
+        return thought_attention(model, records, layers)
 
     def pairs(
         self,
@@ -124,51 +149,10 @@ class ContinuousThoughts:
             has = ", ".join(FAMILIES) if chains else WORDS
             raise TaskError(f"{model.name} has the contrasts {has}, not {family}.")
         if not chains:
-            return _word_pairs(model, n, seed, split)
+            return word_pairs(model, n, seed, split)
         couples = chain_pairs(model, family, n, seed, split)
         made = [as_pair(model, *couple, family) for couple in couples]
         return PromptPairs.from_texts(made, model.tokenizer, False)
-
-
-def _word_pairs(
-    model: HookedModel, n: int, seed: int, split: Literal["explored", "held_out"]
-) -> PromptPairs:
-    tokens, tokenizer = thoughts_of(model).tokens, model.tokenizer
-    inner = (*tokens.before, *[tokens.pad] * tokens.thoughts, *tokens.after)
-    between = "".join(tokenizer.convert_ids_to_tokens(list(inner)))
-    kept: list[Pair] = []
-    tried = 4 * n
-    side: Literal["train", "test"] = "train" if split == "explored" else "test"
-    for couple in symbolic_pairs(tokenizer, tried, seed=seed, split=side):
-        pair = couple.as_pair(tokenizer, f"{between}{tokens.answer_prefix}")
-        start = len(couple.clean.question)
-        marks = dict(pair.marks)
-        marks["bot"] = Mark(
-            pair.clean.index(between, start), pair.corrupted.index(between), len(tokens.before) - 1
-        )
-        bot = marks["bot"]
-        names = [*(f"t{i + 1}" for i in range(tokens.thoughts)), "eot"]
-        for i, name in enumerate(names, start=1):
-            marks[name] = Mark(bot.clean, bot.corrupted, bot.shift + i)
-        kept.append(Pair(pair.clean, pair.corrupted, pair.answer, pair.foil, marks, pair.template))
-    made = PromptPairs.from_texts(kept, tokenizer, tokens.prepend_bos)
-    return _solved_words(model, made, kept, n)
-
-
-def _solved_words(model: HookedModel, pairs: PromptPairs, texts: list[Pair], n: int) -> PromptPairs:
-    """The first `n` pairs whose answers' first tokens the model puts first on both sides."""
-    right: list[int] = []
-    for group in pairs.groups(8):
-        clean = model.run(group.clean).argmax(-1).cpu() == group.answer
-        corrupted = model.run(group.corrupted).argmax(-1).cpu() == group.foil
-        right += [i for i, ok in zip(group.indices, clean & corrupted, strict=True) if ok]
-    if len(right) < n:
-        raise TaskError(
-            f"{model.name} solves {len(right)} of {len(pairs)} pairs of word problems on both "
-            f"sides, {n} are asked for: ask for fewer, or take a model that solves more."
-        )
-    chosen = [texts[i] for i in sorted(right)[:n]]
-    return PromptPairs.from_texts(chosen, model.tokenizer, pairs.prepend_bos)
 
 
 task = ContinuousThoughts()

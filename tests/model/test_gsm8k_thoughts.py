@@ -18,6 +18,8 @@ from circuits.models.hooked import HookedModel
 from circuits.models.patterns import attention_patterns
 from circuits.models.thoughts import Thoughts
 from circuits.patch import patch
+from circuits.predict.extract import task_vectors
+from circuits.predict.texts import twin_pairs, words
 from circuits.prompts import PromptPairs
 from circuits.saes import load_saes
 from circuits.sites import Site
@@ -152,6 +154,39 @@ def test_attention_to_thoughts_is_that_of_thoughts(model: HookedModel, chains: C
         expected = outer(inputs_embeds=embedded, output_attentions=True).attentions
     for layer in (0, 1):
         assert (found[layer] - expected[layer]).abs().max() < 1e-4
+
+
+def test_attention_between_thoughts_as_features(model: HookedModel) -> None:
+    records = TASK.answered(model, n=12)
+    found = TASK.attention(model, records, [0, 1])
+    assert found.shape == (12, 2, 27, model.n_heads) and len(TASK.attention_positions) == 27
+    tokens = torch.tensor(
+        [
+            model.tokenizer(f"{r.prompt} <bot> {'<thought> ' * 6}<eot> answer")["input_ids"]
+            for r in records
+        ]
+    )
+    patterns = attention_patterns(model, tokens, [0, 1])
+    where = {f"t{i + 1}": 21 + i for i in range(6)} | {"answer": 28}
+    for i, name in enumerate(TASK.attention_positions):
+        looks, at = (where[end] for end in name.split("<"))
+        for layer in (0, 1):
+            assert torch.equal(found[:, layer, i], patterns[layer][:, :, looks, at])
+    vectors = task_vectors(TASK, model, records, [Site(1, "resid_post")], attention=True)
+    assert vectors.kind == "attention" and vectors.sites == ("attention.1",)
+    assert np.array_equal(vectors.values[:, 0], found[:, 1].numpy())
+
+
+def test_twins_are_compared_without_their_letters(model: HookedModel) -> None:
+    records = TASK.answered(model, n=1000)
+    seen = twin_pairs([r.text for r in records])
+    assert len(seen) > 10
+    one, other = (records[i] for i in seen[0])
+    assert words(one.text) != words(other.text) and one.group != other.group
+    assert len(twin_pairs([r.prompt for r in records])) < len(seen) / 3
+    # Only letters are named anew.
+    numbers = [[w for w in r.prompt.split() if not w.isalpha()] for r in (one, other)]
+    assert numbers == [[w for w in r.text.split() if not w.isalpha()] for r in (one, other)]
 
 
 def test_thoughts_in_one_pass_and_stepped(model: HookedModel, chains: Chains) -> None:

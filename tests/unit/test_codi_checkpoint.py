@@ -7,15 +7,19 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from circuits.task import Inputs, Recurrence
+from circuits.sites import Site
+from circuits.task import Inputs, Recurrence, load_task
 from tasks.gsm8k_thoughts.checkpoint import CheckpointError, Codi, load_codi, number_prefix
 from tasks.gsm8k_thoughts.checkpoint import load as loading
+from tasks.gsm8k_thoughts.gsm8k import Problem
+from tasks.gsm8k_thoughts.words import LONGEST, answer_problems
 from tests import tiny
 
 RANK, ALPHA, WIDTH = 4, 8, 24
@@ -202,6 +206,52 @@ def test_end_of_text_around_the_thoughts(made: Made, base: Path, tmp_path: Path)
     eos = tokenizer.eos_token_id
     tokens = load(write(made.tensors(), tmp_path / "codi"), base, remove_eos=False).tokens
     assert tokens.before == (eos, 98) and tokens.after == (99, eos)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_word_problems_are_answered_token_by_token(kind: str, tmp_path: Path) -> None:
+    made = Made(kind)
+    folder = write(made.tensors(), tmp_path / "codi")
+    options = {"base": made.base(tmp_path / "base"), "lora_alpha": ALPHA, "lora_rank": RANK}
+    model = load_task("gsm8k_thoughts").load(str(folder), device="cpu", **options)
+    text = "the cat sat on 3 and 7 mat"
+    problems = [
+        Problem(id=f"p{i}", question=q, answer=3, steps=("1", "2"), group="g")
+        for i, q in enumerate((text, f"{text} then"))
+    ]
+    found = answer_problems(model, problems, 0)
+    assert [r.surface["steps"] for r in found] == [2, 2]
+    for record in found:
+        tokens = model.thoughts.tokens
+        question = model.tokenizer(record.prompt)["input_ids"]
+        said: list[int] = []
+        total, first = 0.0, None
+        for _ in range(LONGEST):  # from the beginning for each token
+            after = [*tokens.after, *tokens.answer_prefix_ids, *said]
+            logits = made.by_hand([*question, *tokens.before], after)[0][0, -1]
+            logprobs = logits.log_softmax(-1)
+            first = logprobs if first is None else first
+            said.append(int(logprobs.argmax()))
+            total += float(logprobs.max())
+        assert record.completion == model.tokenizer.decode(said).strip()
+        assert record.surface["answer_probability"] == pytest.approx(np.exp(total), rel=1e-2)
+        entropy = float(-(first.exp() * first).sum())
+        assert record.surface["output_entropy"] == pytest.approx(entropy, abs=1e-3)
+        assert record.labels["parsed"] is False and not record.correct
+
+    # Cut at the end of text, and read as a number.
+    ends = model.tokenizer.decode(said[1])
+    model.tokenizer.add_special_tokens({"eos_token": ends})
+    [short] = answer_problems(model, problems[1:], 0)
+    assert len(model.tokenizer(short.completion)["input_ids"]) == said.index(said[1])
+    drawn = [answer_problems(model, problems, 1, temperature=2.0) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert [r.completion for r in drawn[0]] != [r.completion for r in found]
+    [vectors] = load_task("gsm8k_thoughts").vectors(model, found[:1], [Site(1, "resid_post")])
+    whole = model.thoughts.tokens.lay_out(model.tokenizer(text)["input_ids"])
+    _, values = model.cache(torch.tensor([whole.tokens]), [Site(1, "resid_post")])
+    held = values[Site(1, "resid_post")][0, list(whole.slots)]
+    assert (vectors[0] - held).abs().max() < 1e-5
 
 
 def test_the_space_before_a_number() -> None:

@@ -143,7 +143,8 @@ def _base_of(folder: Path, source: str) -> tuple[Any, Any]:
     if not _has_config(folder):
         raise CheckpointError(
             f"{source} does not say which model it was trained from (no config.json with a "
-            "model_type): give base=, such as base='gpt2' or the folder of that model."
+            "model_type): give base=, such as base='gpt2' or the folder of that model, or put that "
+            "model's config.json and tokenizer files beside the weights."
         )
     return _base(str(folder))
 
