@@ -93,11 +93,11 @@ def collect_features(
     if not seen:
         raise SaeError("the corpus has no context that is long enough: there is nothing to see.")
     latents = pd.concat(
-        [_latents(site, tally, *effects[site]) for site, tally in tallies.items()],
+        [latents_of(site, tally, *effects[site]) for site, tally in tallies.items()],
         ignore_index=True,
     )
     shown = pd.concat(
-        [_examples(site, tally) for site, tally in tallies.items()], ignore_index=True
+        [examples_of(site, tally) for site, tally in tallies.items()], ignore_index=True
     )
     record = {
         "method": "features",
@@ -226,7 +226,8 @@ def _stored(store: Store, saes: SaeSet, device: torch.device) -> Iterator[tuple[
 Effects = tuple[Tensor, Tensor]  # tokens and what is done to their logits, [latent, rank]
 
 
-def _latents(site: Site, tally: Tally, raised: Effects, lowered: Effects) -> pd.DataFrame:
+def latents_of(site: Site, tally: Tally, raised: Effects, lowered: Effects) -> pd.DataFrame:
+    """One row a latent; see `FeatureBank.latents`."""
     at, ahead = tally.at.most(_TOKENS_KEPT), tally.ahead.most(_TOKENS_KEPT)
     rows: list[dict[str, Any]] = []
     for latent in range(tally.d_sae):
@@ -272,7 +273,8 @@ def _token_effects(model: HookedModel, saes: SaeSet, site: Site) -> tuple[Effect
     return (indices, values), (down_indices, down_values)
 
 
-def _examples(site: Site, tally: Tally) -> pd.DataFrame:
+def examples_of(site: Site, tally: Tally) -> pd.DataFrame:
+    """One row an example; see `FeatureBank.examples`."""
     found = tally.examples
     latent, rank = (found.value > 0).nonzero(as_tuple=True)
     return pd.DataFrame(

@@ -122,6 +122,8 @@ class Tally:
     """What is known of one SAE's latents so far.
 
     before, after: tokens of context kept on each side of an example.
+    skip: positions at the beginning of each context that are left out; there is no token before
+        the first.
     """
 
     d_sae: int
@@ -130,6 +132,7 @@ class Tally:
     before: int = 16
     after: int = 7
     limit: int = 4_000_000
+    skip: int = 1
     positions: int = 0
     active: NDArray[np.int64] = field(init=False)
     total: NDArray[np.floating] = field(init=False)
@@ -145,10 +148,11 @@ class Tally:
         self.ahead = TokenCounts(self.n_tokens, self.limit)
 
     def add(self, batch: Batch, dense: Float[Tensor, "context position latent"]) -> None:
-        """Take in all latents of a batch; position 0 and the padding are left out."""
+        """Take in all latents of a batch; the first `skip` positions and the padding are left
+        out."""
         length = batch.tokens.shape[1]
         real = torch.arange(length)[None] < batch.lengths[:, None]
-        real[:, 0] = False
+        real[:, : self.skip] = False
         self.positions += int(real.sum())
         # Masked, not multiplied: what an SAE makes of padding may not even be a number.
         masked = dense.masked_fill(~real[:, :, None].to(dense.device), 0.0)
@@ -163,7 +167,12 @@ class Tally:
         flat = np.bincount(latent.numpy() * BINS + bins, minlength=self.d_sae * BINS)
         self.histogram += flat.reshape(self.d_sae, BINS)
         self.at.add(latent, batch.tokens[context, position])
-        self.ahead.add(latent, batch.tokens[context, position - 1])
+        if self.skip:
+            self.ahead.add(latent, batch.tokens[context, position - 1])
+        elif length > 1:
+            later = position > 0
+            tokens = batch.tokens[context[later], position[later] - 1]
+            self.ahead.add(latent[later], tokens)
         self._keep_strongest(batch, dense, context, position, latent, value)
 
     def _keep_strongest(
@@ -211,7 +220,7 @@ class Tally:
         where = window.clamp(0, batch.tokens.shape[1] - 1)
         tokens = torch.where(inside, batch.tokens[c[..., None], where], -1)
         spread = dense.cpu()[c[..., None], where, touched[:, None, None]]
-        spread = torch.where(inside & (window > 0), spread, 0.0)
+        spread = torch.where(inside & (window >= self.skip), spread, 0.0)
         old.tokens[touched] = merge(old.tokens, tokens)
         old.activations[touched] = merge(old.activations, spread)
         old.number[touched] = merge(old.number, batch.number[c])
