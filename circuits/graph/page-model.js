@@ -156,6 +156,16 @@ function makeEdges(units) {
   return edges;
 }
 
+// Where edges lead: through thoughts that are made while the model runs, to lower sites too.
+function waysOfEdges() {
+  const height = new Map(circuit.sites.map((site, s) => [site, s]));
+  const back = links.some(
+    ({ source, target }) =>
+      target !== null && height.get(nodes[source].site) >= height.get(nodes[target].site),
+  );
+  return back ? "Edges lead up, or through thoughts to later tokens." : "Edges lead up.";
+}
+
 function unitTitle(unit) {
   if (unit.kind === "metric") return told.metric;
   if (unit.kind === "group") return `group ${unit.name} (${unit.members.length} nodes)`;
