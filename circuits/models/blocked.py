@@ -183,7 +183,8 @@ class BlockedRuns:
         site acts on lower ones at later positions.
         """
         bounds = pieces(self._given, self.start) if self.rolled else [(self.start, stop)]
-        made = Blocked(tuple(bounds), *({site: [] for site in self.sites} for _ in range(3)), None)
+        arriving, leaves, moved = ({site: [] for site in self.sites} for _ in range(3))
+        made = Blocked(tuple(bounds), arriving, leaves, moved, None)
         adapter, whole = self._model.adapter, to_logits or self.rolled
 
         def change(hooks: HookSet, start: int, stop: int) -> None:
