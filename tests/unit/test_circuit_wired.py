@@ -230,7 +230,7 @@ def test_wirings_through_thoughts() -> None:
     table = NodeTable.of([*errors, Node(errors[0].site, "latent", 3, 5)], forward_order(saes))
     nodes = list(range(len(table)))
     place = [order(table, n, SLOTS) for n in nodes]
-    every = [(a, b) for a in nodes for b in nodes if place[a] < place[b]] + [(1, None), (3, None)]
+    every = [(a, b) for a in nodes for b in [*nodes, None] if b is None or place[a] < place[b]]
     ahead = [(a, b) for a, b in every if b is None or table.site[b] > table.site[a]]
     circuits: Any = [(nodes, every), (nodes, ahead)]
     wiring = Wiring.of(table, circuits)
