@@ -157,14 +157,12 @@ function makeEdges(units) {
 }
 
 // Where edges lead: through thoughts that are made while the model runs, to lower sites too.
-function waysOfEdges() {
+const waysOfEdges = (() => {
   const height = new Map(circuit.sites.map((site, s) => [site, s]));
-  const back = links.some(
-    ({ source, target }) =>
-      target !== null && height.get(nodes[source].site) >= height.get(nodes[target].site),
-  );
+  const level = nodes.map((node) => height.get(node.site));
+  const back = links.some(({ source, target }) => target !== null && level[source] >= level[target]);
   return back ? "Edges lead up, or through thoughts to later tokens." : "Edges lead up.";
-}
+})();
 
 function unitTitle(unit) {
   if (unit.kind === "metric") return told.metric;
