@@ -134,7 +134,7 @@ def circuit(
             "task."
         )
     with given.on(model):
-        _check_thoughts(thinks(model, given.pairs), attribution, plan)
+        _check_thoughts(thinks(model, given.pairs), attribution, plan, summed)
         sets = make_sets(
             model, given, n_eval=n_eval, seed=seed, evaluate_on=evaluate_on, prepend_bos=prepend_bos
         )
@@ -226,16 +226,20 @@ _FROM_ATTRIBUTION = (
 )
 
 
-def _check_thoughts(how: str | None, attribution: Attribution | None, plan: Plan) -> None:
+def _check_thoughts(
+    how: str | None, attribution: Attribution | None, plan: Plan, summed: bool
+) -> None:
     if attribution is not None and attribution.record.get("thoughts") != how:
         raise CircuitError(
             f"the attribution was made with thoughts {attribution.record.get('thoughts')}, now "
             f"they are {how}."
         )
-    if plan.drawn and how == "rerolled":
+    if plan.drawn and summed and how == "rerolled":
         raise CircuitError(
-            "edges do not go through thoughts that are made while the model runs: hold them with "
-            '`model.thinking("frozen")` (--thoughts frozen), or ask for no edges (drawn=0).'
+            "through thoughts that are made while the model runs, nodes act on later positions of "
+            "their own site, so nodes that stand for all positions get no edges: find the circuit "
+            'with positions, hold the thoughts with `model.thinking("frozen")` (--thoughts frozen),'
+            " or ask for no edges (drawn=0)."
         )
 
 

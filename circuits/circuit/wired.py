@@ -5,6 +5,10 @@ node's parents to the values they have in the circuit, all else to the reference
 one of them to the node then crosses no other chosen site: that is what an edge is. Nodes of a site
 that have the same parents share a run. With all edges this is the clean run, with none the
 reference's.
+
+Where thoughts are made while the model runs, upstream goes by piece of the run first and then by
+site, as edges do: all sites are set in the pieces before the node's, and in its own those before
+its site. The thoughts themselves are made of what the sites are set to.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from circuits.circuit.runs import GroupRuns
 from circuits.circuit.selections import NodeTable, Selections, SiteMembers
 from circuits.models.edited_rows import resume_edited
 from circuits.models.resume import earliest
+from circuits.models.stepped import pieces
 from circuits.saes import Latents, Sae
 from circuits.sites import Site
 
@@ -140,7 +145,7 @@ class _State:
         self._found.append(Latents(to[kept.row], there, kept.latent, kept.value, self._shape))
         # Several groups of a circuit have their part of one row: add up what is 0 elsewhere.
         wanted = members.errors(circuit, label)
-        later = slice(start, None)
+        later = slice(start, start + label.shape[1])
         if bool(wanted.any()):
             self.error[:, later].index_add_(0, to, values.errors(wanted))
         if self._sae.normalises:
@@ -150,7 +155,7 @@ class _State:
             )
 
     def close(self) -> None:
-        """Order what was put in by row and position."""
+        """Order what has been put in by row and position; more may be put in after that."""
         every = Latents(
             torch.cat([one.row for one in self._found]),
             torch.cat([one.position for one in self._found]),
@@ -162,18 +167,18 @@ class _State:
         counts = torch.bincount(self._latents.row, minlength=self._shape[0])
         self._counts, self._first = counts, counts.cumsum(0) - counts
 
-    def rows(self, which: Int[Tensor, " row"], start: int) -> _Held:
-        """The values of some rows, positions from `start` on."""
+    def rows(self, which: Int[Tensor, " row"], start: int, stop: int) -> _Held:
+        """The values of some rows at positions from `start` to before `stop`."""
         counts = self._counts[which]
         entry = ranges(self._first[which], counts)
         row = torch.arange(len(which), device=which.device).repeat_interleave(counts)
-        later = self._latents.position[entry] >= start
-        row, entry = row[later], entry[later]
         held = self._latents
-        shape = (len(which), self._shape[1] - start, self._shape[2])
+        some = (held.position[entry] >= start) & (held.position[entry] < stop)
+        row, entry = row[some], entry[some]
+        shape = (len(which), stop - start, self._shape[2])
         there = held.position[entry] - start
         latents = Latents(row, there, held.latent[entry], held.value[entry], shape)
-        return _Held(latents, self.error[which, start:], self.offset[which, start:])
+        return _Held(latents, self.error[which, start:stop], self.offset[which, start:stop])
 
 
 class _WiredSite(SiteAblation):
@@ -183,7 +188,8 @@ class _WiredSite(SiteAblation):
     of_row: Int[Tensor, " row"]
 
     def _values(self, rows: Tensor, read: Tensor, start: int) -> Values:
-        return self.state.rows(self.of_row[rows.to(self.of_row.device)], start)
+        which = self.of_row[rows.to(self.of_row.device)]
+        return self.state.rows(which, start, start + read.shape[1])
 
 
 class WiredRuns:
@@ -198,19 +204,28 @@ class WiredRuns:
         self._parents = Selections(wiring.table, wiring.parents, wiring.rest, errors)
         self._targets = Selections(wiring.table, wiring.targets, wiring.rest, errors)
         self._states: dict[Site, _State] = {}
+        self._rolled = runs.baseline.inputs.rolled
+        # One start for all rows: values must be there wherever a later run reads them.
+        self._start = int(runs.start.min())
 
     def metrics(self, batch_size: int | None = None) -> Float[np.ndarray, "circuit reference pair"]:
         """The metric of every circuit with every reference on every pair."""
-        for place, site in enumerate(self._sites):
-            groups = np.flatnonzero(self._wiring.site == place)
-            sae = self._runs.saes[site]
-            positions = self._runs.group.clean.shape[1]
-            count = self._wiring.circuits * self._references * self._pairs
-            state = _State(sae, count, positions)
-            if len(groups):
-                self._fill(state, sae, place, groups, batch_size)
-            state.close()
-            self._states[site] = state
+        positions = self._runs.group.clean.shape[1]
+        count = self._wiring.circuits * self._references * self._pairs
+        for site in self._sites:
+            self._states[site] = _State(self._runs.saes[site], count, positions)
+            self._states[site].close()
+        bounds = [(0, positions)]
+        if self._rolled:
+            first = self._start if self._runs.model.can_resume else 0
+            bounds = pieces(self._runs.baseline.inputs, first)
+            bounds[0] = (0, bounds[0][1])
+        for begin, end in bounds:
+            for place, site in enumerate(self._sites):
+                groups = self._groups(place, begin, end)
+                if len(groups):
+                    self._fill(place, groups, begin, end, batch_size)
+                    self._states[site].close()
         end = np.flatnonzero(self._wiring.site == len(self._sites))
         rows, of_row = self._rows(end)
         found = np.full(len(rows), np.nan)
@@ -219,9 +234,17 @@ class WiredRuns:
         def read(part: Tensor, logits: Tensor, start: int) -> None:
             found[part.numpy()] = self._runs.metric(pair[part], logits)
 
-        self._run(len(self._sites), rows, of_row, None, read, batch_size)
+        self._run(len(self._sites), rows, of_row, None, None, read, batch_size)
         order = np.argsort(self._wiring.circuit[end])
         return found.reshape(len(end), self._references, self._pairs)[order]
+
+    def _groups(self, place: int, begin: int, end: int) -> Int[np.ndarray, " group"]:
+        """Those of a site that have nodes between two positions."""
+        wiring = self._wiring
+        labels = self._runs.labels[:, begin:end].cpu().numpy()
+        there = np.isin(np.maximum(wiring.table.position, 0), labels)
+        some = (wiring.targets & there).any(1) | wiring.rest
+        return np.flatnonzero((wiring.site == place) & some)
 
     def _rows(self, groups: Int[np.ndarray, " group"]) -> tuple[Rows, Int[Tensor, " row"]]:
         """(every group with every reference on every pair, the row of the states of each)."""
@@ -234,14 +257,16 @@ class WiredRuns:
 
     def _fill(
         self,
-        state: _State,
-        sae: Sae,
         place: int,
         groups: Int[np.ndarray, " group"],
+        begin: int,
+        end: int,
         batch_size: int | None,
     ) -> None:
-        """Compute the values of the nodes of a site."""
+        """Compute the values of the nodes of a site between two positions, which are those of a
+        piece of the run."""
         site = self._sites[place]
+        sae, state = self._runs.saes[site], self._states[site]
         rows, of_row = self._rows(groups)
         device = rows.pair.device
         members = SiteMembers(self._targets, site, sae.d_sae, device)
@@ -251,15 +276,17 @@ class WiredRuns:
             there = x[:, skip:].to(device=sae.rows.device, dtype=sae.dtype)
             mine = part.to(device)
             some = rows.of(mine)
-            label = self._runs.labels.to(device)[some.pair, start + skip :]
+            label = self._runs.labels.to(device)[some.pair, start + skip : start + x.shape[1]]
             state.put(of_row[mine], start + skip, some.circuit, label, members, Values(sae, there))
 
-        if place == 0:  # nothing chosen lies before it: its input is that of the clean run
+        if (
+            place == 0 and begin == 0
+        ):  # nothing chosen lies before it: its input is that of the clean run
             _, values = self._runs.model.cache(self._runs.group.clean, [site])
             for part in torch.arange(len(rows)).split(batch_size or 64):
-                read(part, values[site][rows.pair[part.to(device)]], 0)
+                read(part, values[site][rows.pair[part.to(device)], :end], 0)
             return
-        self._run(place, rows, of_row, site, read, batch_size)
+        self._run(place, rows, of_row, site, end if self._rolled else None, read, batch_size)
 
     def _run(
         self,
@@ -267,17 +294,19 @@ class WiredRuns:
         rows: Rows,
         of_row: Int[Tensor, " row"],
         until: Site | None,
+        end: int | None,
         read: object,
         batch_size: int | None,
     ) -> None:
-        """Run rows whose chosen sites before number `place` are all set."""
+        """Run rows whose chosen sites before number `place` are all set; where thoughts are made on
+        the way all sites, as those from `place` on are not reached in the piece that is read."""
         runs = self._runs
         cuts = [i for i in range(place) if self._sites[i].kind.startswith("resid")]
         upstream = self._sites[cuts[-1] if cuts else 0 : place]
+        upstream = self._sites if self._rolled else upstream
         edits = self._edits(upstream, rows, of_row)
         layer = earliest(upstream[0], runs.model.n_layers).layer
-        # One start for all rows: values must be there wherever a later run reads them.
-        start = torch.full((len(rows),), int(runs.start.min()))
+        start = torch.full((len(rows),), self._start)
         begins = (torch.full_like(start, layer), start)
         passes = resume_edited(
             runs.model,
@@ -288,6 +317,7 @@ class WiredRuns:
             read,  # pyright: ignore
             batch_size,
             until,
+            end,
         )
         for _ in passes:
             pass

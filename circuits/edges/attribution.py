@@ -53,8 +53,9 @@ class EdgeAttribution:
         along edges to the targets goes through other nodes.
     closed: one row a site, and one for "all": `share` of |effect| of latents whose gate is closed
         in the base run, NaN where there is no effect.
-    record: metric, direction, gates, sites, sign_convention, seconds, and `unsteady`, the share of
-        what latent targets' changes are worth where a local slope stands in for the secant one.
+    record: metric, direction, gates, sites, sign_convention, seconds, thoughts (rerolled or frozen,
+        of prompts that have some), and `unsteady`, the share of what latent targets' changes are
+        worth where a local slope stands in for the secant one.
     """
 
     edges: pd.DataFrame
@@ -112,9 +113,10 @@ def edge_attribution(
         raise EdgeError("there are no SAEs.")
     where = Sources(tuple(saes), saes)
     sites, _ = check_sources(model, where)
-    check_thoughts(model, torch.tensor(pairs.clean_tokens[:1]))
     shortest = min(map(len, pairs.clean_tokens))
-    check_nodes(saes, sites, [*targets, *sources], shortest)
+    summed = check_nodes(saes, sites, [*targets, *sources], shortest)
+    first = torch.tensor(pairs.clean_tokens[:1])
+    check_thoughts(model, first, summed)
     if callable(metric):
         vocab = unembedding(model).shape[1]
         trial = torch.zeros(2, vocab, device=model.device, dtype=model.dtype)
@@ -136,6 +138,8 @@ def edge_attribution(
         "sites": [str(site) for site in sites],
         "sign_convention": SIGN_CONVENTION,
     }
+    how = model.thinks(first)
+    record |= {"thoughts": how} if how else {}
     found = _summary(tables, record)
     found.record["seconds"] = time.perf_counter() - started
     return found
@@ -149,8 +153,8 @@ def _summary(tables: Sequence[EdgeTable], record: dict[str, Any]) -> EdgeAttribu
     def joined(name: str) -> NDArray[np.float64]:
         return torch.cat([getattr(table, name) for table in tables]).numpy()[order]
 
-    values, outside = joined("weights"), joined("outside")
-    ends = one.edges.numpy()
+    ends, weights = _aligned(tables)
+    values, outside = weights[order], joined("outside")
     sources = [_row("source", node) for node in one.sources]
     targets = [_row("target", node) for node in one.targets]
     rests = [
@@ -174,6 +178,24 @@ def _summary(tables: Sequence[EdgeTable], record: dict[str, Any]) -> EdgeAttribu
         targets=one.targets,
         ends=ends,
     )
+
+
+def _aligned(tables: Sequence[EdgeTable]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(all edges that there can be in any batch, their weights [pair, edge]). Only where thoughts
+    are made on the way, at other positions or behind other starts, do batches differ in them."""
+    first = tables[0].edges
+    if all(torch.equal(table.edges, first) for table in tables):
+        return first.numpy(), torch.cat([table.weights for table in tables]).numpy()
+    every = torch.cat([table.edges for table in tables])
+    # By target, then by source.
+    found, place = every.flip(1).unique(dim=0, return_inverse=True)
+    parts = []
+    mine = place.split([len(table.edges) for table in tables])
+    for table, columns in zip(tables, mine, strict=True):
+        weights = table.weights.new_zeros(len(table.weights), len(found))
+        weights[:, columns] = table.weights
+        parts.append(weights)
+    return found.flip(1).numpy(), torch.cat(parts).numpy()
 
 
 def _row(end: str, node: Node | None) -> dict[str, Any]:

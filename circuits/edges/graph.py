@@ -17,12 +17,17 @@ So edges from a node to all nodes of all later sites and to the metric add up to
 secant gates) edges from all nodes to a latent add up to what that latent's change is worth. This is
 Marks et al. 2024 (Sparse feature circuits) with error nodes that have edges, and with gates that do
 not vanish where a latent is closed in the base run.
+
+Where thoughts are made while the model runs, the run is cut at all sites in every piece of it, and
+"earlier" goes by piece first and then by site: a node also acts on nodes of the same site and of
+lower ones at later positions, through the thoughts between them (the projection of the final norm's
+output). All of the above holds with that order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +40,7 @@ from circuits.edges.gates import Run, SiteTargets, Slots
 from circuits.edges.plan import check_nodes, check_options, check_sources, check_thoughts
 from circuits.edges.writes import SiteWrites
 from circuits.graph import Node
-from circuits.models.blocked import Blocked, BlockedRuns
+from circuits.models.blocked import Blocked, BlockedRuns, Place
 from circuits.models.memory import out_of_memory, rows_that_fit
 from circuits.sites import Site
 
@@ -49,7 +54,9 @@ class EdgeTable:
     pairs: their numbers. sites: in forward order. targets: nodes, and None for the metric as the
     last; sources: the nodes whose edges are kept one by one.
     edges: (source, target) of every edge, places in `sources` and `targets`: all there can be,
-        which are those from a site on which the target's depends directly.
+        which are those from a site on which the target's depends directly. Where thoughts are made
+        on the way, those from a place (a site in a piece of the run, from the pairs' first
+        difference on) on which the target's does, to the source's position or later ones.
     weights: [pair, edge]; 0 where the source or the target is not there in a pair.
     outside: [pair, target, site, role], sums over all sources of a site that are not in `sources`:
         latents, errors, offsets.
@@ -101,18 +108,18 @@ def edge_effects(
     """
     kind = check_options(gates, chunk=chunk)
     sites, saes = check_sources(batch.model, batch.sources)
-    check_thoughts(batch.model, batch.base_tokens)
     targets, kept = tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(sources))
     length = batch.base_tokens.shape[1]
     summed = check_nodes(saes, sites, [*targets, *kept], length)
+    check_thoughts(batch.model, batch.base_tokens, summed)
     known, gradients = batch.gradients
     changes = {site: _change(batch, site) for site in sites}
     moves = None if kind == "local" else {s: batch.sign * x for s, x in changes.items()}
     runs = BlockedRuns(batch.model, batch.base_tokens, int(batch.first.min()), sites, known)
     # All that comes before the last site acts on the metric through it if it holds the stream.
-    to_logits = not _holds_stream(sites[-1])
+    to_logits = runs.rolled or not _holds_stream(sites[-1])
     stops = [length] if summed or to_logits else _stops(targets, sites, int(batch.first.min()))
-    work = _Work(batch, sites, targets, kept, runs.start)
+    work = _Work(batch, sites, targets, kept, runs)
     for number, site in enumerate(sites):
         sae, gradient = saes[site], gradients[site]
         blocks = batch.nodes(site)
@@ -127,24 +134,42 @@ def edge_effects(
     whole = parts[stops[-1]]
     for site in sites:
         mine = [node for node in targets if node.site == site]
-        reached = whole.sources(whole.arriving[site])
-        work.reached += [(node, reached) for node in mine]
-        if not mine or not reached:
+        reached = [whole.sources(arriving) for arriving in whole.arriving[site]]
+        for node in mine:
+            work.can_be(node, whole, _seen(node, whole, reached))
+        if not mine or not any(reached):
             continue
         sae = saes[site]
         move = torch.zeros_like(known[site])
-        move[:, runs.start : stops[-1]] = whole.moved[site]
+        move[:, runs.start : stops[-1]] = torch.cat(whole.moved[site], 1)
         coarser = min(move.dtype.itemsize, sae.dtype.itemsize)
         run = Run(known[site], gradients[site], move, batch.first.to(move.device), coarser)
         made = SiteTargets(sae, mine, run, kind)
         work.unsteady += made.unsteady.cpu()
-        for stop, part in parts.items():
-            before = max((s for s in stops if s < stop), default=0)
+        for part, piece, before, stop in _pieces(parts):
             some = [i for i, n in enumerate(mine) if summed or before <= _position(n) < stop]
             slots = Slots(made, torch.tensor(some, dtype=torch.long))
-            work.into([mine[i] for i in some], slots, part, part.arriving[site], chunk)
+            work.into([mine[i] for i in some], slots, part, piece, chunk)
     work.into_metric(whole, gradients)
     return work.table()
+
+
+def _pieces(parts: Mapping[int, Blocked]) -> Iterator[tuple[Blocked, int, int, int]]:
+    """(a pass, the number of a piece of it, and from where to where the positions of targets lie
+    that are pulled back through that piece)."""
+    before = 0
+    for stop in sorted(parts):
+        for piece, (_, end) in enumerate(parts[stop].bounds):
+            yield parts[stop], piece, before, end
+            before = end
+
+
+def _seen(node: Node, run: Blocked, reached: Sequence[tuple[Place, ...]]) -> tuple[Place, ...]:
+    """What a target's site depends on, of what it does piece by piece; nothing before the run."""
+    if len(run.bounds) == 1 or node.position is None:
+        return reached[0]
+    piece = run.piece(node.position)
+    return () if piece < 0 else reached[piece]
 
 
 def _position(node: Node) -> int:
@@ -207,17 +232,23 @@ class _Work:
         sites: tuple[Site, ...],
         targets: tuple[Node, ...],
         sources: tuple[Node, ...],
-        start: int,
+        runs: BlockedRuns,
     ) -> None:
-        self._batch, self._sites, self._start = batch, sites, start
+        self._batch, self._sites = batch, sites
+        self._start, self._rolled = runs.start, runs.rolled
         self._targets, self._sources = targets, sources
         pairs, count = len(batch.group.indices), len(targets) + 1
         self._place = {node: i for i, node in enumerate(targets)}
         self.writes: dict[Site, SiteWrites] = {}
-        self.reached: list[tuple[Node | None, tuple[Site, ...]]] = []
+        # Edges there can be: (place of the target, site, places in the site's columns).
+        self._possible: list[tuple[int, Site, Tensor]] = []
         self.columns = {
             site: torch.tensor([i for i, n in enumerate(sources) if n.site == site]).long()
             for site in sites
+        }
+        self._positions = {
+            site: torch.tensor([_position(sources[i]) for i in column.tolist()]).long()
+            for site, column in self.columns.items()
         }
         shapes = {site: (pairs, count, len(column)) for site, column in self.columns.items()}
         self._weights = {s: torch.zeros(x, dtype=torch.float64) for s, x in shapes.items()}
@@ -232,14 +263,36 @@ class _Work:
         single, rest = self.writes[site].along(gradient[:, :, self._start :])
         return single.cpu(), rest.cpu()
 
+    def can_be(self, node: Node | None, run: Blocked, reached: Sequence[Place]) -> None:
+        """Take down that there can be edges from these places to a target."""
+        target = len(self._targets) if node is None else self._place[node]
+        for site in dict.fromkeys(site for site, _ in reached):
+            column = self.columns[site]
+            some = torch.arange(len(column))
+            if self._rolled:
+                at = self._positions[site]
+                pieces = torch.tensor([piece for s, piece in reached if s == site])
+                starts = torch.tensor([start for start, _ in run.bounds])
+                there = torch.isin(torch.bucketize(at, starts, right=True) - 1, pieces)
+                if node is not None:
+                    there &= at <= _position(node)
+                some = some[there]
+            self._possible.append((target, site, some))
+
     def into(
-        self, nodes: Sequence[Node], slots: Slots, run: Blocked, arriving: Tensor, chunk: int | None
+        self, nodes: Sequence[Node], slots: Slots, run: Blocked, piece: int, chunk: int | None
     ) -> None:
-        """Edges into nodes of one site, as many slots at once as fit into memory."""
-        number = torch.tensor([self._place[node] for node in nodes], dtype=torch.long)
+        """Edges into nodes of one site in one piece of a run, as many slots at once as fit into
+        memory."""
+        if not nodes:
+            return
+        arriving = run.arriving[nodes[0].site][piece]
         reached = run.sources(arriving)
-        positions = range(self._start, self._start + arriving.shape[1])
-        first, size = 0, chunk or self._at_once(len(positions))
+        if not reached:
+            return
+        number = torch.tensor([self._place[node] for node in nodes], dtype=torch.long)
+        positions = range(*run.bounds[piece])
+        first, size = 0, chunk or self._at_once(positions.stop - self._start)
         while first < len(slots):
             part = range(first, min(len(slots), first + size))
             try:
@@ -265,11 +318,11 @@ class _Work:
         place, slot = torch.full_like(every, len(self._targets)), torch.zeros_like(every)
         if run.logits is None:
             site = self._sites[-1]
-            self.reached.append((None, (site,)))
+            self.can_be(None, run, [(site, 0)])
             self._keep(site, every, place, slot, *self.along(site, gradients[site][None]))
             return
         reached = run.sources(run.logits)
-        self.reached.append((None, reached))
+        self.can_be(None, run, reached)
         with torch.enable_grad():
             values = self._batch.row_metric(every, run.logits)
         for site, found in run.pull_back(values, torch.ones_like(values)[None], reached).items():
@@ -291,12 +344,10 @@ class _Work:
     def table(self) -> EdgeTable:
         """All that was found, with the edges that there can be."""
         edges, weights = [], []
-        for node, reached in self.reached:
-            target = len(self._targets) if node is None else self._place[node]
-            for site in reached:
-                column = self.columns[site]
-                edges.append(torch.stack([column, torch.full_like(column, target)], 1))
-                weights.append(self._weights[site][:, target])
+        for target, site, some in self._possible:
+            column = self.columns[site][some]
+            edges.append(torch.stack([column, torch.full_like(column, target)], 1))
+            weights.append(self._weights[site][:, target, some])
         incoming = self._outside.sum((2, 3))
         for weight in self._weights.values():
             incoming = incoming + weight.sum(-1)

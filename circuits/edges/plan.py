@@ -48,12 +48,14 @@ def check_sources(model: HookedModel, sources: Sources) -> tuple[tuple[Site, ...
     return sites, sources.saes
 
 
-def check_thoughts(model: HookedModel, tokens: Int[Tensor, "pair position"]) -> None:
-    """Raise `EdgeError` for prompts whose thoughts are made while the model runs: a site then acts
-    on lower ones at later positions, and no order of sites is a forward order."""
-    if model.thinks(tokens) == "rerolled":
+def check_thoughts(model: HookedModel, tokens: Int[Tensor, "pair position"], summed: bool) -> None:
+    """Raise `EdgeError` for nodes that stand for all positions (summed) of prompts whose thoughts
+    are made while the model runs: such a node would act on itself through them, and on nodes that
+    act on it."""
+    if summed and model.thinks(tokens) == "rerolled":
         raise EdgeError(
-            "edges do not go through thoughts that are made while the model runs: hold them with "
+            "through thoughts that are made while the model runs, nodes act on later positions of "
+            "their own site: ask for nodes with positions, or hold the thoughts with "
             '`model.thinking("frozen")` (--thoughts frozen).'
         )
 

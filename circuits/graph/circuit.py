@@ -98,6 +98,9 @@ class Circuit:
     sites: all that were looked at, in forward order, with or without nodes: the circuit says of
         each what is kept. profiles: by "SITE/LATENT", where they are known.
     record: what it was found on and with (model, model_sha256, task, contrast, metric, saes, ...).
+
+    Edges lead to later sites; where the record says that thoughts were rerolled, also to later
+    positions of the same site and of earlier ones.
     """
 
     nodes: tuple[CircuitNode, ...]
@@ -126,8 +129,15 @@ class Circuit:
             if edge.target is None:
                 continue
             sites = [self.nodes[end].node.site for end in ends]
-            if order[sites[0]] >= order[sites[1]]:
+            if order[sites[0]] >= order[sites[1]] and not self._by_thoughts(ends):
                 raise GraphError(f"edge {at} leads from {sites[0]} back to {sites[1]}.")
+
+    def _by_thoughts(self, ends: Sequence[int]) -> bool:
+        """Whether an edge may lead to its own site or a lower one: to a later position, through
+        thoughts that are made while the model runs."""
+        source, target = (self.nodes[end].node.position for end in ends)
+        rolled = self.record.get("thoughts") == "rerolled"
+        return rolled and source is not None and target is not None and source < target
 
     def __len__(self) -> int:
         return len(self.nodes)

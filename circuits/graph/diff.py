@@ -29,7 +29,16 @@ class Difference:
     notes: tuple[str, ...]
 
 
-_COMPARED = ("model", "model_sha256", "task", "contrast", "metric", "attribution", "sites")
+_COMPARED = (
+    "model",
+    "model_sha256",
+    "task",
+    "contrast",
+    "metric",
+    "attribution",
+    "thoughts",
+    "sites",
+)
 
 
 def difference(a: Circuit, b: Circuit) -> Difference:

@@ -156,6 +156,14 @@ function makeEdges(units) {
   return edges;
 }
 
+// Where edges lead: through thoughts that are made while the model runs, to lower sites too.
+const waysOfEdges = (() => {
+  const height = new Map(circuit.sites.map((site, s) => [site, s]));
+  const level = nodes.map((node) => height.get(node.site));
+  const back = links.some(({ source, target }) => target !== null && level[source] >= level[target]);
+  return back ? "Edges lead up, or through thoughts to later tokens." : "Edges lead up.";
+})();
+
 function unitTitle(unit) {
   if (unit.kind === "metric") return told.metric;
   if (unit.kind === "group") return `group ${unit.name} (${unit.members.length} nodes)`;

@@ -335,7 +335,7 @@ function restingPanel(units) {
     element(
       "p",
       { class: "faint" },
-      "Edges lead up. Point at a node or an edge for its numbers; click a node for its card; " +
+      `${waysOfEdges} Point at a node or an edge for its numbers; click a node for its card; ` +
         "shift-click (or Select nodes) several to group them; Escape goes back.",
     ),
     element(

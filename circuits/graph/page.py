@@ -1,6 +1,7 @@
 """A circuit as a page: one HTML file that opens without a network.
 
-Tokens go across, sites up in forward order, the metric on top. Nodes are coloured by the sign of
+Tokens go across, sites up in forward order, the metric on top. Edges lead up, or, through thoughts
+that are made while the model runs, to later tokens at any height. Nodes are coloured by the sign of
 their effect (blue: positive, toward clean; red: negative) and sized by it, errors are hatched
 diamonds. The page is page.html with its style and scripts, which are plain files beside this one,
 and one piece of JSON: the circuit as its file has it, and the cards of its latents.
@@ -120,6 +121,7 @@ def _facts(circuit: Circuit, nodes: int) -> list[str]:
         ("pairs", _pairs(record)),
         ("method", _method(record)),
         ("direction", record.get("direction")),
+        ("thoughts", record.get("thoughts")),
         ("reference", _reference(record)),
     ]
     shown = [f"{name} <b>{html.escape(str(value))}</b>" for name, value in found if value]

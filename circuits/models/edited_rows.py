@@ -47,6 +47,7 @@ def resume_edited(
     read: Read,
     batch_size: int | None = None,
     until: Site | None = None,
+    end: int | None = None,
 ) -> Iterator[tuple[Int[Tensor, " part"], Any]]:
     """Run every row's edits; yield (row numbers, what is read) in parts.
 
@@ -56,6 +57,8 @@ def resume_edited(
         Rows that begin at the prompt's length are not computed and not yielded.
     edits: functions of the activations at sites. They must leave position 0 as it is.
     until: a site; then the pass ends there, and what arrives at it, before its edit, is read.
+    end: where the piece ends in which that is read, of prompts whose thoughts are made on the way
+        (`circuits.models.stepped.pieces`); what is read is then this piece's alone.
 
     Edits at resid_post of a layer are made at resid_pre of the next one, where rows that begin
     there have just joined.
@@ -65,6 +68,8 @@ def resume_edited(
     stop = None if until is None else earliest(until, model.n_layers)
 
     def run(part: Pass) -> Any:
+        if baseline.inputs.rolled:
+            return read(part.rows, *_run_stepped(model, baseline, pairs, named, stop, end, part))
         start = part.start if model.can_resume else 0
         return read(part.rows, _run(model, baseline, pairs, named, stop, part), start)
 
@@ -82,18 +87,6 @@ def _run(
     """Logits at the last position, or the activations at `until`."""
     reached: list[Tensor] = []
     start = part.start if model.can_resume else 0
-    if baseline.inputs.rolled:
-        if until is not None:
-            raise ModelError(
-                "thoughts that are made while the model runs cannot be stopped at a site: hold "
-                "them fixed."
-            )
-
-        def edit_piece(hooks: HookSet, begin: int, stop: int) -> None:
-            for site, edit in edits.items():
-                hook_edit(hooks, model.adapter, site, _bound(edit, part.rows), begin)
-
-        return resume_stepped(model, baseline, pairs, part, edit_piece)
     lowest = int(part.layers[0]) if model.can_resume else 0
 
     def stop(x: Tensor) -> None:
@@ -120,6 +113,41 @@ def _run(
     except _Reached:
         return reached[0]
     return logits
+
+
+def _run_stepped(
+    model: HookedModel,
+    baseline: Baseline,
+    pairs: Int[Tensor, " row"],
+    edits: Mapping[Site, RowEdit],
+    until: Site | None,
+    end: int | None,
+    part: Pass,
+) -> tuple[Tensor, int]:
+    """As `_run`, of prompts whose thoughts are made on the way; and the position of the first
+    activation."""
+    if until is not None and end is None:
+        raise ModelError(
+            "thoughts that are made while the model runs cannot be stopped at a site alone: say "
+            "where its piece ends, or hold them fixed."
+        )
+    reached: list[tuple[Tensor, int]] = []
+
+    def edit_piece(hooks: HookSet, begin: int, stop: int) -> None:
+        def take(x: Tensor) -> None:
+            reached.append((rearrange(x, FLAT), begin))
+            raise _Reached
+
+        if until is not None and stop == end:  # before its own edit
+            hooks.on_output(model.adapter.hook_point(until), str(until), take)
+        for site, edit in edits.items():
+            hook_edit(hooks, model.adapter, site, _bound(edit, part.rows), begin)
+
+    try:
+        logits = resume_stepped(model, baseline, pairs, part, edit_piece)
+    except _Reached:
+        return reached[0]
+    return logits, part.start if model.can_resume else 0
 
 
 def _bound(edit: RowEdit, rows: Tensor) -> Edit:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from circuits import load_task
 from circuits.attribute import attribute
 from circuits.circuit.find import CircuitError, circuit
+from circuits.graph import Circuit
 from circuits.models.hooked import HookedModel
 from circuits.models.patterns import attention_patterns
 from circuits.models.thoughts import Thoughts
@@ -372,11 +373,21 @@ def test_saes_on_thoughts_end_to_end(model: HookedModel, tmp_path: Path) -> None
     saes = load_saes(str(tmp_path / "s" / "best"), model)
     some = TASK.pairs(model, contrast="later", n=6)
     with pytest.raises(CircuitError, match="drawn=0"):
-        circuit(model, TASK, saes=saes, pairs=some, progress=False)
+        circuit(model, TASK, saes=saes, pairs=some, summed=True, progress=False)
     found = circuit(
-        model, TASK, saes=saes, pairs=some, n_eval=4, drawn=0, sizes=[0.5, 1.0], progress=False
+        model, TASK, saes=saes, pairs=some, n_eval=4, drawn=40, sizes=[0.5, 1.0], progress=False
     )
-    assert found.record["thoughts"] == "rerolled"
+    assert found.record["thoughts"] == found.record["edges"]["thoughts"] == "rerolled"
+    # There is one site: all edges between nodes go through thoughts, to later ones.
+    nodes = [one.node for one in found.circuit.nodes]
+    ends = [(nodes[e.source], nodes[e.target]) for e in found.circuit.edges if e.target is not None]
+    assert ends and all(a.site == b.site and a.position < b.position for a, b in ends)  # type: ignore[operator]
+    # Wired by all of them, they are worth what they are unwired.
+    *_, every, nodes_alone = found.edge_curve()["value"]
+    assert every == pytest.approx(nodes_alone, abs=1e-3)
+    folder = found.save(tmp_path / "run")
+    assert Circuit.load(folder).edges == found.circuit.edges
+    assert "rerolled" in (folder / "graph.html").read_text()
     positions = {one.node.position for one in found.circuit.nodes}
     assert positions & {some.positions[0][f"t{i}"] for i in range(1, 7)}
     with model.thinking("frozen"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from circuits.circuit.evaluate import wired_metrics_of
 from circuits.circuit.selections import NodeTable, Selections
 from circuits.circuit.wired import Wiring
+from circuits.graph import Node
 from circuits.models.hooked import HookedModel
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
-from circuits.sites import Site
+from circuits.sites import Site, forward_order
 from tests import tiny
 from tests.circuits import Parts, joined, parts_of, reference_parts
 from tests.unit.test_attribute import sae_set
@@ -28,6 +29,7 @@ from tests.unit.test_circuit_runs import (
     random_table,
     templated,
 )
+from tests.unrolled import SLOTS, thinking, with_slots
 
 
 def test_all_edges_are_the_clean_run_and_none_the_reference() -> None:
@@ -53,8 +55,10 @@ def test_ends_in_float32(kind: str) -> None:
     check_ends(model, sae_set("jumprelu", hooks, model, double=False), 1e-4)
 
 
-def check_ends(model: HookedModel, saes: SaeSet, bound: float) -> None:
-    pairs = templated(3)
+def check_ends(
+    model: HookedModel, saes: SaeSet, bound: float, pairs: PromptPairs | None = None
+) -> None:
+    pairs = pairs or templated(3)
     table = random_table(saes, 40, 1)
     nothing = Wiring.of(table, [(range(len(table)), [])])
     every, whole = wired_metrics_of(
@@ -85,9 +89,10 @@ def naive_wired(
     table: NodeTable,
     nodes: Iterable[int],
     edges: Iterable[tuple[int, int | None]],
+    slots: Sequence[int] = (),
 ) -> np.ndarray:
     """Node after node, each with a forward of its own in which every chosen site before it is
-    overwritten."""
+    overwritten: with slots, those of the pieces before its own, and of its own those before it."""
     sites = table.sites
     parents: dict[int | None, list[int]] = {n: [] for n in nodes} | {None: []}
     for source, target in edges:
@@ -101,12 +106,16 @@ def naive_wired(
             values: dict[int, Any] = {}
 
             def put(
-                wired: list[int], before: int, i: int = i, values: Any = values, other: Any = other
+                wired: list[int], piece: int, before: int, values: Any = values, other: Any = other
             ) -> dict[Site, Any]:
-                """Edits of the sites before number `before`."""
+                """Edits of earlier pieces and, in this one, of the sites before number `before`."""
 
-                def edit(site: Site, here: list[int]) -> Any:
+                def edit(place: int, site: Site) -> Any:
+                    here = [n for n in wired if table.site[n] == place]
+
                     def apply(x: torch.Tensor, start: int) -> torch.Tensor:
+                        if (piece_of(start, slots), place) >= (piece, before):
+                            return x
                         latents, error, offset = (part.clone() for part in other[site])
                         for n in here:
                             node = table.node(n)
@@ -116,46 +125,66 @@ def naive_wired(
                                 into = error if node.role == "error" else offset
                                 into[node.position] = values[n]
                         new = joined(saes[site], (latents, error, offset))
-                        new[0] = x[0, 0]
-                        return new[None]
+                        if start == 0:
+                            new[0] = x[0, 0]
+                        return new[None, start : start + x.shape[1]]
 
                     return apply
 
-                return {
-                    site: edit(site, [n for n in wired if table.site[n] == place])
-                    for place, site in enumerate(sites[:before])
-                }
+                return {site: edit(place, site) for place, site in enumerate(sites)}
 
-            for place, site in enumerate(sites):
-                for n in [n for n in parents if n is not None and table.site[n] == place]:
-                    node = table.node(n)
-                    seen: list[Parts] = []
+            for n in sorted(
+                (n for n in parents if n is not None), key=lambda n: order(table, n, slots)
+            ):
+                node, (piece, place) = table.node(n), order(table, n, slots)
+                seen: list[Parts] = []
+                starts: list[int] = []
+                edits = put(parents[n], piece, place)
 
-                    def look(
-                        x: torch.Tensor, start: int, site: Site = site, seen: Any = seen
-                    ) -> torch.Tensor:
+                def look(
+                    x: torch.Tensor,
+                    start: int,
+                    piece: int = piece,
+                    then: Any = edits[node.site],
+                    site: Site = node.site,
+                    seen: Any = seen,
+                    starts: list[int] = starts,
+                ) -> torch.Tensor:
+                    if piece_of(start, slots) == piece:
                         seen.append(parts_of(saes[site], x[0]))
-                        return x
+                        starts.append(start)
+                    return then(x, start)
 
-                    edits = {**put(parents[n], place), site: look}
-                    model.run_all_positions(prompts[i][None], edits)
-                    latents, error, offset = seen[0]
-                    if node.role == "latent":
-                        values[n] = latents[node.position, node.latent]
-                    else:
-                        values[n] = (error if node.role == "error" else offset)[node.position]
-            edits = put(parents[None], len(sites))
+                model.run_all_positions(prompts[i][None], {**edits, node.site: look})
+                latents, error, offset = seen[0]
+                at = (node.position or 0) - starts[0]
+                if node.role == "latent":
+                    values[n] = latents[at, node.latent]
+                else:
+                    values[n] = (error if node.role == "error" else offset)[at]
+            edits = put(parents[None], len(slots) + 1, 0)
             logits = model.run_all_positions(prompts[i][None], edits)[0, -1]
             found[r, i] = logits[pairs.answer_tokens[i]] - logits[pairs.foil_tokens[i]]
     return found
 
 
-def random_wiring(table: NodeTable, seed: int) -> tuple[list[int], list[tuple[int, int | None]]]:
+def piece_of(position: int, slots: Sequence[int]) -> int:
+    return sum(slot <= position for slot in slots)
+
+
+def order(table: NodeTable, n: int, slots: Sequence[int]) -> tuple[int, int]:
+    """(piece, number of the site)."""
+    return piece_of(int(table.position[n]), slots), int(table.site[n])
+
+
+def random_wiring(
+    table: NodeTable, seed: int, slots: Sequence[int] = ()
+) -> tuple[list[int], list[tuple[int, int | None]]]:
     random = np.random.default_rng(seed)
     nodes = np.flatnonzero(random.random(len(table)) < 0.8).tolist()
     edges: list[tuple[int, int | None]] = []
     for source in nodes:
-        later = [t for t in nodes if table.site[t] > table.site[source]]
+        later = [t for t in nodes if order(table, t, slots) > order(table, source, slots)]
         edges += [(source, t) for t in later if random.random() < 0.4]
         if random.random() < 0.5:
             edges.append((source, None))
@@ -189,3 +218,28 @@ def test_wirings_equal_one_forward_a_node(
     few, _ = wired_metrics_of(model, saes, pairs, wiring, PLACES, REFERENCES, batch_size=5)
     assert np.abs(found - few).max() < 1e-10
     assert np.ptp(found, axis=0).max() > 1e-3  # wirings matter
+
+
+def test_wirings_through_thoughts() -> None:
+    """Nodes also see lower sites' and their own site's nodes at earlier positions; the ends are the
+    clean run and the reference."""
+    model = thinking()
+    saes = sae_set("jumprelu", MIXED[1:], model)
+    pairs = with_slots(templated(1))
+    errors = [Node(site, "error", -1, at) for site in saes for at in (4, 9)]
+    table = NodeTable.of([*errors, Node(errors[0].site, "latent", 3, 5)], forward_order(saes))
+    nodes = list(range(len(table)))
+    place = [order(table, n, SLOTS) for n in nodes]
+    every = [(a, b) for a in nodes for b in [*nodes, None] if b is None or place[a] < place[b]]
+    ahead = [(a, b) for a, b in every if b is None or table.site[b] > table.site[a]]
+    circuits: Any = [(nodes, every), (nodes, ahead)]
+    wiring = Wiring.of(table, circuits)
+    found, _ = wired_metrics_of(model, saes, pairs, wiring, PLACES, REFERENCES)
+    for number, (some, edges) in enumerate(circuits):
+        wanted = naive_wired(model, saes, pairs, table, some, edges, SLOTS)
+        assert np.abs(found[number] - wanted).max() < 1e-8
+    assert np.abs(found[0] - found[1]).max() > 1e-3  # what leads back matters
+    model.can_resume = False
+    again, _ = wired_metrics_of(model, saes, pairs, wiring, PLACES, REFERENCES, batch_size=2)
+    assert np.abs(found - again).max() < 1e-9
+    check_ends(model, saes, 1e-9, pairs)

@@ -16,6 +16,7 @@ from circuits.edges import EdgeTable, edge_effects
 from circuits.graph import Node
 from circuits.metrics import logit_difference
 from circuits.models.hooked import HookedModel
+from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
 from circuits.sites import Site
 from tests import tiny
@@ -59,10 +60,17 @@ class ByHand:
     """One pair. clean, base, other: activations of the plain runs, [position, width]; gradients: of
     the metric in the base run."""
 
-    def __init__(self, model: HookedModel, saes: SaeSet, pair: int, denoising: bool = True) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        saes: SaeSet,
+        pair: int,
+        denoising: bool = True,
+        pairs: PromptPairs | None = None,
+    ) -> None:
         self.bridge: Any = model.module
         self.saes, self.sites = saes, list(SITES if set(saes) == set(SITES) else saes)
-        pairs = token_pairs(3)
+        pairs = pairs or token_pairs(3)
         texts = [torch.tensor([t[pair]]) for t in (pairs.clean_tokens, pairs.corrupted_tokens)]
         self.words = pairs.answer_tokens[pair], pairs.foil_tokens[pair]
         self.clean, self.corrupted = (self.cut(t, {}, hold=False)[0] for t in texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ from circuits.errors import CircuitsError
 from circuits.graph import Circuit, CircuitNode, Node, Token
 from circuits.metrics import MetricError, logit_difference, minus_kl_to_clean
 from circuits.models.hooked import HookedModel
-from circuits.models.thoughts import Thoughts
 from circuits.prompts import PromptPairs
 from circuits.sites import Site, SiteError
 from tests import tiny
 from tests.pairs import token_pairs
 from tests.unit.test_attribute import sae_set
 from tests.unit.test_edges import HOOKS, SITES, batch_of, nodes_at
-from tests.unit.test_stepped import projection
+from tests.unrolled import thinking, with_slots
 
 STREAM_LAST = (*HOOKS[:3], "blocks.3.hook_resid_post")
 
@@ -206,24 +204,20 @@ def test_unknown_roles_are_refused(model: HookedModel) -> None:
         edge_attribution(model, saes, token_pairs(1), [node], [], progress=False)
 
 
-def test_edges_do_not_go_through_rerolled_thoughts(model: HookedModel) -> None:
-    thinking = tiny.bridge("gpt2", torch.float64)
-    slot = tiny.VOCAB - 1
-    thinking.thoughts = Thoughts(slot, projection(torch.float64))
-    pairs = token_pairs(1)
-    sides = []
-    for side in (pairs.clean_tokens, pairs.corrupted_tokens):
-        tokens = torch.tensor(side)
-        tokens[tokens == slot] = 3
-        tokens[:, 7] = slot
-        sides.append(tuple(map(tuple, tokens.tolist())))
-    pairs = replace(pairs, clean_tokens=sides[0], corrupted_tokens=sides[1])
-    saes = sae_set("jumprelu", HOOKS, thinking)
+@pytest.mark.parametrize("mode", ["rerolled", "frozen"])
+def test_edges_and_attribution_treat_thoughts_alike(mode: Any) -> None:
+    model = thinking()
+    pairs = with_slots(token_pairs(1))
+    saes = sae_set("jumprelu", HOOKS, model)
     nodes = nodes_at(saes, [4, 8])[::9]
-    with pytest.raises(EdgeError, match="hold them"):
-        edge_attribution(thinking, saes, pairs, nodes, nodes, progress=False)
-    with thinking.thinking("frozen"):
-        found = edge_attribution(thinking, saes, pairs, nodes, nodes, progress=False)
-        effects = attribute(thinking, pairs, saes=saes, audit_pairs=0, progress=False, force=True)
-    # Edges into the metric, and what goes around, are the nodes' effects, thoughts as they were.
-    assert found.values.shape == (1, len(found.edges)) and len(effects.scores)
+    with model.thinking(mode):
+        found = edge_attribution(model, saes, pairs, nodes, nodes, progress=False)
+        effects: Any = attribute(
+            model, pairs, saes=saes, audit_pairs=0, progress=False, force=True
+        ).scores
+    assert found.record["thoughts"] == mode
+    keys = ["site", "role", "latent", "position"]
+    known = effects.set_index([effects[key].astype(str) for key in keys])["effect"]
+    for row in found.effects.to_dict("records"):
+        key = tuple(str(row[f"source_{key}"]) for key in keys)
+        assert row["weight"] == pytest.approx(known.get(key, 0.0), abs=1e-10)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from circuits.graph import Circuit, Edge, GraphError, Node, Token
+from circuits.graph import Circuit, Edge, GraphError, Node, Token, difference
+from circuits.graph.formats import to_graphml, to_neuronpedia
+from circuits.graph.page import graph_page
 from circuits.sites import Site
 from tests import graphs
 
@@ -80,6 +82,23 @@ def test_what_does_not_fit_is_refused(message: str) -> None:
     with pytest.raises(GraphError) as refused:
         replace(graphs.small(), **REFUSED[message])
     assert message in str(refused.value)
+
+
+def test_edges_lead_back_through_thoughts_alone() -> None:
+    """To a later position, where thoughts were made while the model ran; also on the page, in a
+    comparison, and in the formats of other tools."""
+    small = graphs.small()
+    a, b = (replace(small.nodes[0], node=replace(small.nodes[0].node, position=p)) for p in (1, 3))
+    more = {"nodes": (a, b), "record": {**small.record, "thoughts": "rerolled"}}
+    made = replace(small, **more, edges=(Edge(0, 1, 2.0), Edge(1, None, 1.0)))
+    assert Circuit.of_json(made.as_json()).edges == made.edges
+    assert len(to_neuronpedia(made)["links"]) == 2 and to_graphml(made).count("<edge ") == 2
+    assert "rerolled" in graph_page(made)
+    frozen = replace(made, edges=(), record={**small.record, "thoughts": "frozen"})
+    assert "thoughts: rerolled and frozen" in difference(made, frozen).notes
+    for wrong in ({"edges": (Edge(1, 0, 2.0),)}, {"record": {"thoughts": "frozen"}}):
+        with pytest.raises(GraphError, match="back to"):
+            replace(made, **wrong)
 
 
 def test_a_summed_circuit_refuses_positions() -> None:
