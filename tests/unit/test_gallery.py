@@ -88,7 +88,9 @@ def test_a_card_shows_what_the_bank_says(gallery: Gallery) -> None:
     assert dict(zip(range(3), bars.y, strict=True)) == {
         i: dict(zip(row["at"], row["at_count"], strict=True)).get(i, 0) for i in range(3)
     }
-    lines = {t.hovertemplate.split(",")[0]: t for t in data if t.type == "scatter" and t.hovertemplate}
+    lines = {
+        t.hovertemplate.split(",")[0]: t for t in data if t.type == "scatter" and t.hovertemplate
+    }
     effects, place = gallery.effects, gallery.place(latent)
     for k, name in enumerate(("0", "&lt;b&gt;", "2")):
         line = lines[f"output {name}"]
