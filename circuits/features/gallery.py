@@ -10,8 +10,8 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ _SCALE = 8  # pixels of a picture a pixel of the image, in files of the original
 class Gallery:
     """Everything a card shows. bank, effects: of `collect_vectors`. explored: what the bank's
     examples are from; where its inputs are images [example, height, width], they are shown.
-    patterns: input patterns of the latents of `effects`, in their order."""
+    patterns: input patterns of the latents of `effects`, in their order. verdicts: lines about a
+    latent that its card shows too, such as those of tested hypotheses."""
 
     bank: FeatureBank
     effects: Effects
     explored: LabelledVectors
     patterns: Float[Tensor, "latent height width"] | None = None
+    verdicts: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.bank.sites) != 1:

@@ -41,7 +41,8 @@ def vector_latent_json(gallery: Gallery, latent: int) -> dict[str, Any]:
     height, line = (_TALL, _LOWER) if pictures else (_LOW, _ALONE)
     # Only for its title: the checks of a figure with traces take ten times as long.
     frame = go.Figure()
-    top = title(frame, f"latent {latent}", f" of {gallery.record['model']}", _facts(gallery, row))
+    lines = [*_facts(gallery, row), *gallery.verdicts.get(latent, ())]
+    top = title(frame, f"latent {latent}", f" of {gallery.record['model']}", lines)
     layout = frame.to_dict()["layout"]
     layout.pop("template", None)
     layout |= {
