@@ -17,26 +17,31 @@ _STYLES = {"holds": "green", "fails": "red", "not enough data": "yellow"}
 
 
 def print_hypotheses(result: HypothesesResult) -> None:
-    """Headline, every hypothesis with its verdict and figures, and descriptions."""
+    """Headline, latent by latent every hypothesis with its verdict and figures, descriptions."""
     console.print(result.headline(), style="bold", highlight=False, markup=False)
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("latent", "hypothesis", "verdict", "figure, 95%", "q", "why"):
-        table.add_column(column)
-    for row in result.table.to_dict("records"):
-        verdict = str(row["verdict"])
-        own = " (own)" if row["origin"] == "person" else ""
-        table.add_row(
-            escaped(f"{row['site']} {row['latent']}"),
-            escaped(f"{row['statement']}{own}"),
-            f"[{_STYLES[verdict]}]{verdict}[/]",
-            escaped(_figure(row)),
-            _number(row["q"], ".1g"),
-            escaped("" if verdict == "holds" else str(row["reason"])),
+    rows = result.table.to_dict("records")
+    for site, latent in dict.fromkeys((r["site"], r["latent"]) for r in rows):
+        table = Table(
+            title=f"{site} latent {latent}", title_justify="left", box=box.SIMPLE_HEAD, expand=True
         )
-    console.print(table)
+        table.add_column("verdict", no_wrap=True)
+        table.add_column("hypothesis", ratio=1)
+        table.add_column("figure, 95% interval", no_wrap=True)
+        for row in rows:
+            if (row["site"], row["latent"]) == (site, latent):
+                table.add_row(*_cells(row))
+        console.print(table)
     if len(result.descriptions):
         _print_descriptions(result)
     console.print(f"Sign: {result.record['sign_convention']}.", style="dim", highlight=False)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    verdict = str(row["verdict"])
+    said = escaped(str(row["statement"]) + (" (own)" if row["origin"] == "person" else ""))
+    if verdict != "holds":
+        said += f"\n[dim]{escaped(str(row['reason']))}[/]"
+    return f"[{_STYLES[verdict]}]{verdict}[/]", said, escaped(_figure(row))
 
 
 def _figure(row: dict[str, Any]) -> str:
@@ -44,10 +49,9 @@ def _figure(row: dict[str, Any]) -> str:
     if math.isnan(row["value"]):
         return ""
     fires = row["claim"] == "fires_on"
-    form, sign = (".3g", "x") if fires else ("+.3g", "")
+    form, sign = (".3g", "x ") if fires else ("+.3g", "")
     ends = f" [{row['low']:{form}}, {row['high']:{form}}]" if not math.isnan(row["low"]) else ""
-    bound = _number(row["threshold"], ".3g")
-    return f"{sign}{row['value']:{form}}{ends} vs {bound}"
+    return f"{sign}{row['value']:{form}}{ends}"
 
 
 def _number(value: float, form: str) -> str:

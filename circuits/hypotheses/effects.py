@@ -80,12 +80,12 @@ def effects(
         raise HypothesisError(f"latent {latent} at {site} is never active here: it has no dose.")
     reference, tested = split_places(evidence.places, seed)
     outputs = [evidence.outputs(t.about) for t in targets]
-    found = evidence.effect(site, change[None].astype(rows.dtype), outputs, tested)[:, 0]
+    found = evidence.effect(site, change[None], outputs, tested)[:, 0]
     bounds = [t.threshold for t in targets]
     if any(bound is None for bound in bounds):
         key = np.random.default_rng([seed, latent, zlib.crc32(site.encode())])
         others = control_directions(rows, evidence.alive(site), latent, controls, key) * norm
-        moved = evidence.effect(site, others.astype(rows.dtype), outputs, reference)
+        moved = evidence.effect(site, others, outputs, reference)
         sizes = np.abs(over_groups(moved, evidence.places[reference]).mean(0))
         usual = [conformal(sizes[:, i], quantile) for i in range(len(targets))]
         bounds = [u if b is None else b for u, b in zip(usual, bounds, strict=True)]

@@ -95,11 +95,23 @@ def enrichment(
             p, telling = _between(a / np.maximum(n, 1), m > 0)
         else:
             p, telling, within = _within(n, a, m, k)
-    low, high = np.nanquantile(_ratio(*drawn.T), [0.025, 0.975])
-    totals = [x.sum() for x in (n, a, m, k)]
-    value = float(_ratio(*(np.array([x]) for x in totals))[0])
-    counts = [int(x) for x in totals]
-    return Enrichment(*counts, telling, value, float(low), float(high), within, p)
+    ratios = _ratio(*drawn.T)
+    some = ratios[~np.isnan(ratios)]
+    low, high = np.quantile(some, [0.025, 0.975]) if len(some) else (float("nan"),) * 2
+    totals = [int(x.sum()) for x in (n, a, m, k)]
+    value = float(_ratio(*(np.array([float(x)]) for x in totals))[0])
+    return Enrichment(
+        examples=totals[0],
+        active=totals[1],
+        members=totals[2],
+        both=totals[3],
+        groups=telling,
+        value=value,
+        low=float(low),
+        high=float(high),
+        within=within,
+        p=p,
+    )
 
 
 def _ratio(
@@ -138,7 +150,9 @@ def _within(
     return mean_above(k - a * m / n, 0.0), len(n), float(inside)
 
 
-def _between(rates: Float[np.ndarray, " group"], members: Bool[np.ndarray, " group"]) -> tuple:
+def _between(
+    rates: Float[np.ndarray, " group"], members: Bool[np.ndarray, " group"]
+) -> tuple[float, int]:
     """(p, groups) of whole groups in and outside of the class."""
     if members.all() or not members.any():
         return float("nan"), 0

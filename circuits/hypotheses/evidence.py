@@ -68,7 +68,7 @@ class Evidence(Protocol):
         self,
         site: str,
         directions: Float[np.ndarray, "direction width"],
-        targets: Sequence[Int[np.ndarray, " output"]],
+        targets: Sequence[Int[np.ndarray, " _"]],
         places: Int[np.ndarray, " some"],
     ) -> Float[np.ndarray, "some direction target"]:
         """Change of the targets' mean logit less the mean change of all logits, when a direction is

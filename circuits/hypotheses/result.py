@@ -52,7 +52,8 @@ class HypothesesResult:
 
     def counts(self) -> dict[str, int]:
         """How many hold, fail, and could not be tested."""
-        return {v: int((self.table["verdict"] == v).sum()) for v in VERDICTS}
+        found: Any = self.table["verdict"]
+        return {v: int((found == v).sum()) for v in VERDICTS}
 
     def headline(self) -> str:
         """The counts in words."""

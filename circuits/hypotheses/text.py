@@ -52,7 +52,7 @@ class Reading:
 
     latents: tuple[int, ...]
     values: Float[np.ndarray, "example latent"]
-    alive: Int[np.ndarray, " latent"]
+    alive: Int[np.ndarray, " some"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,7 @@ class TextEvidence:
         self,
         site: str,
         directions: Float[np.ndarray, "direction width"],
-        targets: Sequence[Int[np.ndarray, " output"]],
+        targets: Sequence[Int[np.ndarray, " _"]],
         places: Int[np.ndarray, " some"],
     ) -> Float[np.ndarray, "some direction target"]:
         """See `Evidence.effect`."""

@@ -142,7 +142,7 @@ class VectorEvidence:
         self,
         site: str,
         directions: Float[np.ndarray, "direction width"],
-        targets: Sequence[Int[np.ndarray, " output"]],
+        targets: Sequence[Int[np.ndarray, " _"]],
         places: Int[np.ndarray, " some"],
     ) -> Float[np.ndarray, "some direction target"]:
         """See `Evidence.effect`; `places` are numbers of entries of `self.places`."""

@@ -44,7 +44,8 @@ def hypotheses_figure(result: HypothesesResult, most: int = 60) -> go.Figure:
         figure.update_xaxes(title=names[fires], row=number, col=1)
         if fires:
             figure.update_xaxes(type="log", row=number, col=1)
-        figure.add_vline(x=1 if fires else 0, line={"color": "#444", "width": 1}, row=number, col=1)
+        place: dict[str, Any] = {"row": number, "col": 1}
+        figure.add_vline(x=1 if fires else 0, line={"color": "#444", "width": 1}, **place)
     left_out = len(table) - sum(len(rows) for _, rows in parts)
     lines = [
         "Blue circles hold, red crosses fail, grey rings had not enough data; lines are 95% "

@@ -192,7 +192,7 @@ def test_false_discovery_rates_leave_out_what_was_not_tested() -> None:
 def test_candidates_are_ranked_by_likelihood() -> None:
     # A token that stood there once must not go before one that covers the latent.
     ratio = likelihood_ratio(
-        np.array([50.0, 1.0, 5.0, 10.0]), np.array([60.0, 1.0, 900.0, 90.0]), 80, 1000
+        np.array([50.0, 1.0, 5.0, 10.0]), np.array([60.0, 1.0, 900.0, 90.0]), 80.0, 1000.0
     )
     assert ratio.argmax() == 0
     assert ratio[1] == 0  # a twentieth of its activity at least
