@@ -171,12 +171,12 @@ def _fires(one: Hypothesis, evidence: Evidence, rules: Rules, seed: int) -> dict
     active = evidence.active(one.site, [one.latent])[:, 0] != 0
     got = enrichment(active, evidence.members(one.about), evidence.groups, seed=seed)
     lacking = [
-        f"{number} {what}, {least} are needed"
+        f"{what} {number} of {least}"
         for number, least, what in (
-            (got.active, rules.min_active, "active examples"),
-            (got.members, rules.min_members, "examples of the class"),
-            (got.examples - got.members, rules.min_members, "examples outside the class"),
-            (got.groups, rules.min_groups, f"{_groups(evidence)} that can tell"),
+            (got.active, rules.min_active, "active examples:"),
+            (got.members, rules.min_members, "examples of the class:"),
+            (got.examples - got.members, rules.min_members, "examples outside the class:"),
+            (got.groups, rules.min_groups, f"{_groups(evidence)} that can tell:"),
         )
         if number < least
     ]
@@ -209,7 +209,7 @@ def _moves(
             **dict.fromkeys(_FIGURES, _NOTHING),
             **counts,
             "groups": 0,
-            "lacking": f"{counts['active']} active examples, {rules.min_active} are needed",
+            "lacking": f"active examples: {counts['active']} of {rules.min_active}",
         }
         fixed = {h: rules.effect if h.threshold is None else h.threshold for h in mine}
         return {h: {**nothing, "threshold": _NOTHING if t is None else t} for h, t in fixed.items()}
@@ -234,7 +234,7 @@ def _moves(
     found = {}
     for one, effect in zip(mine, got, strict=True):
         few = effect.groups < rules.min_groups
-        lacking = f"{effect.groups} {_groups(evidence)}, {rules.min_groups} are needed"
+        lacking = f"{_groups(evidence)}: {effect.groups} of {rules.min_groups}"
         found[one] = {
             "threshold": effect.threshold,
             "value": effect.value,

@@ -144,7 +144,7 @@ def conformal(sizes: Float[np.ndarray, " control"], quantile: float) -> float:
 
 
 def over_groups(
-    values: Float[np.ndarray, place * rest], groups: Int[np.ndarray, " place"]
-) -> Float[np.ndarray, group * rest]:
+    values: Float[np.ndarray, "place ..."], groups: Int[np.ndarray, " place"]
+) -> Float[np.ndarray, "group ..."]:
     """Means over the places of each group."""
     return np.stack([values[groups == g].mean(0) for g in np.unique(groups)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from circuits.report import page
-from circuits.report.tables import Html, escaped, number, of_row, paragraph, table
+from circuits.report.tables import NONE, Html, escaped, number, of_row, paragraph, table
 
 if TYPE_CHECKING:
     from circuits.hypotheses.result import HypothesesResult
@@ -16,6 +16,7 @@ _HEADS = (
     "verdict",
     "why",
     "figure with 95% interval",
+    "inside documents",
     "threshold",
     "q",
     "recall",
@@ -26,10 +27,9 @@ _COLOURS = {"holds": "#08519c", "fails": "#cb181d", "not enough data": "#666"}
 
 
 def hypotheses_page(result: HypothesesResult) -> str:
-    """Headline, figure, all numbers, descriptions, and how it was tested."""
+    """Figure with the headline, all numbers, descriptions, and how it was tested."""
     rules = result.record["rules"]
     sections: list[tuple[str, Any]] = [
-        ("Hypotheses", paragraph(result.headline() + ".")),
         ("", result.figure()),
         ("All of them", _table(result)),
     ]
@@ -71,7 +71,8 @@ def _table(result: HypothesesResult) -> Html:
                 said,
                 verdict,
                 row["reason"],
-                ("\u00d7 " if fires else "") + interval + ("" if fires else " logits"),
+                _with_unit(interval, fires),
+                number(row["within"], ".3g") if fires else "",
                 number(row["threshold"], ".3g"),
                 number(row["q"], ".2g"),
                 number(row["recall"], ".0%") if fires else "",
@@ -80,6 +81,13 @@ def _table(result: HypothesesResult) -> Html:
             ]
         )
     return table(_HEADS, rows, _HEADS[4:])
+
+
+def _with_unit(interval: str, fires: bool) -> str:
+    """An enrichment is a multiple, an effect is in logits."""
+    if interval == NONE:
+        return NONE
+    return f"\u00d7 {interval}" if fires else f"{interval} logits"
 
 
 def _descriptions(result: HypothesesResult) -> Html:

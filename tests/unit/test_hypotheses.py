@@ -221,7 +221,7 @@ def test_too_little_data_never_holds() -> None:
     result = assess(hypotheses, held, [], Rules(min_active=active + 1), progress=False)
     assert result.counts() == {"holds": 0, "fails": 0, "not enough data": 2}
     assert result.table["q"].isna().all()
-    assert f"{active} active examples, {active + 1} are needed" in result.table["reason"][0]
+    assert f"active examples: {active} of {active + 1}" in result.table["reason"][0]
     enough = assess(hypotheses, held, [], Rules(min_active=active - 1), progress=False)
     assert enough.counts()["not enough data"] == 0
 
