@@ -11,7 +11,8 @@
    (some active, some members, not all), never smaller than 2^-groups, which is all that as many
    signs can say. Measured without a relation, 30 documents, nominal 5%: 0.2% to 4.3% for classes of
    5% to 30% of the positions; 7.3% in the worst case found, a class of 60% whose members are whole
-   words of which a document has few (counting positions: 23% to 34%). `within` is the enrichment inside groups (Mantel and Haenszel 1959).
+   words of which a document has few (counting positions: 23% to 34%).
+   `within` is the enrichment inside groups (Mantel and Haenszel 1959).
 4. A class that groups belong to as a whole (the source of a document) is compared between groups:
    Mann and Whitney's test on their rates.
 """
