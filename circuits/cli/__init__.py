@@ -17,6 +17,7 @@ from circuits.cli.attribute import attribute_command
 from circuits.cli.circuit import apply_command, circuit_command, diff_command
 from circuits.cli.direct import direct_command
 from circuits.cli.features import features_command
+from circuits.cli.hypotheses import hypotheses_command
 from circuits.cli.patch import patch_command
 from circuits.cli.predict import predict_command
 from circuits.cli.report import report_command
@@ -30,6 +31,7 @@ from circuits.cli.show import (
     print_patch,
 )
 from circuits.cli.show_circuit import print_circuit
+from circuits.cli.show_hypotheses import print_hypotheses
 from circuits.cli.show_predict import print_predict
 from circuits.cli.train import train_command
 
@@ -50,6 +52,7 @@ app.command("diff")(diff_command)
 app.command("saes")(saes_command)
 app.command("train")(train_command)
 app.command("features")(features_command)
+app.command("hypotheses")(hypotheses_command)
 app.command("predict")(predict_command)
 app.command("report")(report_command)
 
@@ -73,6 +76,7 @@ def show_command(
     from circuits.circuit import CircuitResult
     from circuits.direct import DirectEffects
     from circuits.features import FeatureBank
+    from circuits.hypotheses import HypothesesResult
     from circuits.patch import PatchResult
     from circuits.predict import PredictResult
     from circuits.runs import RunError, read_record
@@ -91,6 +95,8 @@ def show_command(
         print_direct(DirectEffects.load(folder))
     elif method == "features":
         print_bank(FeatureBank.load(folder))
+    elif method == "hypotheses":
+        print_hypotheses(HypothesesResult.load(folder))
     elif method == "predict":
         print_predict(PredictResult.load(folder))
     else:

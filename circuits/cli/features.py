@@ -27,6 +27,13 @@ def features_command(
     examples: Annotated[
         int, typer.Option("--examples", min=1, help="Strongest examples kept of a latent.")
     ] = 10,
+    heldout: Annotated[
+        float,
+        typer.Option(
+            "--heldout",
+            help="Share of documents not looked at, to test hypotheses on (circuits hypotheses).",
+        ),
+    ] = 0.0,
     text_field: options.TextFieldOption = "text",
     context: options.ContextOption = 256,
     prepend_bos: options.BosOption = None,
@@ -55,7 +62,7 @@ def features_command(
     from circuits.train.store import Store
 
     if activations:
-        names = ("corpus", "text_field", "context", "prepend_bos")
+        names = ("corpus", "heldout", "text_field", "context", "prepend_bos")
         options.refuse(ctx, "--activations", names, "the stored activations decide that")
     folder = out or default_folder("features", "features")
     check_new(folder)
@@ -68,11 +75,14 @@ def features_command(
         corpus,
         loaded.tokenizer,
         text_field=text_field,
-        heldout=0.0,
+        heldout=heldout,
         context=context,
         prepend_bos=found.prepend_bos if prepend_bos is None else prepend_bos,
     )
-    bank = collect_features(loaded, found, text, num_tokens=num_tokens, examples=examples)
+    only = "train" if heldout and store is None else None
+    bank = collect_features(
+        loaded, found, text, num_tokens=num_tokens, examples=examples, only=only
+    )
     if compact:
         bank = bank.compact()
     bank.record["command"] = ctx.obj

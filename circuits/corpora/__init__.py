@@ -1,7 +1,7 @@
 """Text to train SAEs on and to explain latents with: documents, sources, mixes of them."""
 
 from circuits.corpora.documents import CorpusError, Document, Source, open_source
-from circuits.corpora.mix import Context, Corpus, Split, parse_corpus
+from circuits.corpora.mix import Context, Corpus, Split, parse_corpus, reopen_corpus
 
 __all__ = [
     "Context",
@@ -12,4 +12,5 @@ __all__ = [
     "Split",
     "open_source",
     "parse_corpus",
+    "reopen_corpus",
 ]

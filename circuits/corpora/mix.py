@@ -6,7 +6,7 @@ split depends on its text alone: copies of it fall on the same side, and no docu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Context:
     """A piece of a document, as the model reads it.
 
     tokens: ids, with a beginning-of-text token in front where one is asked for. document: a number,
-    counted over the whole mix. source, name: where it is from.
+    counted over the whole mix. source, name: where it is from. digest: of the document's text.
     """
 
     tokens: tuple[int, ...]
@@ -30,6 +30,7 @@ class Context:
     source: str
     name: str
     split: Split
+    digest: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Corpus:
                 used[turn] += len(tokens)
                 if only in (None, split):
                     name = self.sources[turn].name
-                    yield Context(tokens, number, name, document.name, split)
+                    yield Context(tokens, number, name, document.name, split, document.digest)
             number += 1
 
     def _pieces(self, document: Document) -> Iterator[tuple[int, ...]]:
@@ -148,3 +149,28 @@ def parse_corpus(
         sources.append(open_source(name if sign else spec, text_field))
     options["prepend_bos"] = resolve_bos(tokenizer, prepend_bos)
     return Corpus(tuple(sources), tuple(weights), tokenizer=tokenizer, **options)
+
+
+def reopen_corpus(description: Mapping[str, Any], tokenizer: Any) -> Corpus:
+    """The corpus that `Corpus.describe` describes, as a record keeps it.
+
+    Raises `CorpusError` where its sources are not here any more, or have changed.
+    """
+    try:
+        names = [str(one["name"]) for one in description["sources"]]
+        weights = [float(one["weight"]) for one in description["sources"]]
+        fields = [str(one.get("text_field", "text")) for one in description["sources"]]
+        options = {k: description[k] for k in ("heldout", "context", "smallest", "shortest")}
+        prepend_bos = bool(description["prepend_bos"])
+    except (KeyError, TypeError) as error:
+        raise CorpusError(f"the record does not say which corpus it was ({error}).") from error
+    sources = tuple(open_source(n, f) for n, f in zip(names, fields, strict=True))
+    made = Corpus(sources, tuple(weights), prepend_bos=prepend_bos, tokenizer=tokenizer, **options)
+    now = {one["name"]: one for one in made.describe()["sources"]}
+    changed = [one["name"] for one in description["sources"] if dict(one) != now[one["name"]]]
+    if changed:
+        raise CorpusError(
+            f"{', '.join(changed)} is not what it was when the record was made: its documents "
+            "cannot be told apart from those that were used then."
+        )
+    return made

@@ -1,8 +1,8 @@
 """The feature bank: what every latent of a set of SAEs does on a corpus, on disk and in memory.
 
 On disk it is a folder: `latents.parquet` (one row a latent), `examples.parquet` (one row an
-example), `vocabulary.parquet` (the text of the tokens that occur), `run.json`. It is read without
-the model or its tokenizer.
+example), `vocabulary.parquet` (the text of the tokens that occur), `documents.parquet` and
+`tokens.parquet` (seen.py), `run.json`. It is read without the model or its tokenizer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from circuits.errors import CircuitsError
 from circuits.features.card import Card
 from circuits.features.describe import describe
 from circuits.features.neuronpedia import fetch_description
+from circuits.features.seen import Seen
 from circuits.runs import RunError, default_folder, new_run, read_record, write_record
 from circuits.sites import Site
 
@@ -44,12 +45,14 @@ class FeatureBank:
         strongest, at most one a context; tokens and the latent's activations around the position,
         token -1 beyond the ends of the context.
     vocabulary: the text of each token id that occurs.
+    seen: documents and counts of tokens; None where they are not known.
     """
 
     latents: pd.DataFrame
     examples: pd.DataFrame
     record: dict[str, Any]
     vocabulary: dict[int, str]
+    seen: Seen | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -129,7 +132,7 @@ class FeatureBank:
         record = {**self.record, "window": narrow, "examples": examples}
         used = _used(latents, shown)
         vocabulary = {i: t for i, t in self.vocabulary.items() if i in used}
-        return FeatureBank(latents, shown, record, vocabulary)
+        return FeatureBank(latents, shown, record, vocabulary, self.seen)
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write the bank (default `runs/features/features-<time>`) and return its path."""
@@ -151,6 +154,8 @@ class FeatureBank:
             words = pd.DataFrame({"token": list(self.vocabulary), "text": self.vocabulary.values()})
             for table, name in ((latents, _LATENTS), (shown, _EXAMPLES), (words, _VOCABULARY)):
                 table.to_parquet(work / name, index=False, compression="zstd", compression_level=19)
+            if self.seen is not None:
+                self.seen.save(work)
         return target
 
     @classmethod
@@ -165,13 +170,15 @@ class FeatureBank:
             latents, shown, words = (
                 pd.read_parquet(path / name) for name in (_LATENTS, _EXAMPLES, _VOCABULARY)
             )
+            seen = Seen.load(path)
         except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read ({error}): collect it again.") from error
         shown["activations"] = [
             np.asarray(x, dtype=np.float32) / 255 * v
             for x, v in zip(shown["activations"], shown["value"], strict=True)
         ]
-        return cls(latents, shown, record, dict(zip(words["token"], words["text"], strict=True)))
+        vocabulary = dict(zip(words["token"], words["text"], strict=True))
+        return cls(latents, shown, record, vocabulary, seen)
 
 
 def _used(latents: Any, examples: Any) -> set[int]:

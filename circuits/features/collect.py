@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from circuits.corpora import Context, Corpus
+from circuits.corpora import Context, Corpus, Split
 from circuits.features.bank import FeatureBank, vocabulary_of
+from circuits.features.seen import Watch
 from circuits.features.tally import BINS, EDGES, Batch, Tally
 from circuits.models.hooked import HookedModel
 from circuits.models.unembed import direct_logits, unembedding
@@ -49,6 +50,7 @@ def collect_features(
     before: int = 16,
     after: int = 7,
     limit: int = 64_000_000,
+    only: Split | None = None,
     progress: bool = True,
 ) -> FeatureBank:
     """A bank of what every latent of `saes` does on a corpus.
@@ -58,6 +60,7 @@ def collect_features(
     examples: the most kept for a latent, at most one a context; before, after: tokens around each.
     limit: entries of the tables of token counts, of all SAEs together (about 50 bytes an entry
         while a table is brought up to date, 24 otherwise).
+    only: the side of a corpus' split to look at; both by default.
 
     The first position of each context is left out: SAEs are not trained on it. Interrupted with
     Ctrl-C it returns the bank of what it has seen, and says so in the record.
@@ -72,10 +75,11 @@ def collect_features(
     # First, so that what can go wrong with it goes wrong before the long pass.
     effects = {site: _token_effects(model, saes, site) for site in saes}
     seen, interrupted, order = 0, False, list(tallies.items())
+    watch = Watch(n_tokens)
     batches = (
         _stored(corpus, saes, model.device)
         if isinstance(corpus, Store)
-        else _run(model, corpus, saes)
+        else _run(model, watch.of(corpus.contexts(only)), saes)
     )
     bar = tqdm(total=num_tokens, desc="features", unit="token", disable=not progress)
     with bar, interrupts_wait() as asked:
@@ -84,6 +88,8 @@ def collect_features(
                 for batch, values in some:
                     tally.add(batch, saes[site].encode(values[site]))
             order.reverse()  # SAEs that are in memory still come first
+            for batch, _ in some:
+                watch.add(batch)
             new = sum(int(batch.lengths.sum()) for batch, _ in some)
             seen += new
             bar.update(new)
@@ -109,6 +115,7 @@ def collect_features(
         ],
         "corpus": corpus.manifest.key["corpus"] if isinstance(corpus, Store) else corpus.describe(),
         "tokens": seen,
+        "split": only,
         "interrupted": interrupted,
         "positions": next(iter(tallies.values())).positions,
         "examples": examples,
@@ -119,7 +126,8 @@ def collect_features(
         },
         "versions": versions(),
     }
-    return FeatureBank(latents, shown, record, vocabulary_of(latents, shown, model.tokenizer))
+    words = vocabulary_of(latents, shown, model.tokenizer)
+    return FeatureBank(latents, shown, record, words, watch.seen(corpus, model.tokenizer))
 
 
 @contextmanager
@@ -167,11 +175,13 @@ def _rounds(
         yield waiting
 
 
-def _run(model: HookedModel, corpus: Corpus, saes: SaeSet) -> Iterator[tuple[Batch, Values]]:
+def _run(
+    model: HookedModel, contexts: Iterable[Context], saes: SaeSet
+) -> Iterator[tuple[Batch, Values]]:
     """Batches of contexts through the model."""
     waiting: list[Context] = []
     number = 0
-    for context in corpus.contexts():
+    for context in contexts:
         waiting.append(context)
         if len(waiting) == _CONTEXTS_AT_ONCE:
             yield _through(model, waiting, saes, number)

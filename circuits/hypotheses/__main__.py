@@ -1,0 +1,5 @@
+"""`python -m circuits.hypotheses` is `circuits hypotheses`."""
+
+from circuits.cli import main
+
+main(["hypotheses"])
