@@ -35,8 +35,8 @@ _HUB_FILES = {s: f"mnist/{s}-00000-of-00001.parquet" for s in ("train", "test")}
 _VALIDATION = 1 / 6  # of the training images, where a test set comes with them
 _SMALL = (0.2, 0.2)  # validation and test, where none does
 
-# Images of 0 to the brightest value, and labels.
-Labelled = tuple[UInt8[np.ndarray, "image row column"], Integer[np.ndarray, " image"]]
+# Images of 0 to the brightest value, and labels; as many only once they are checked.
+Labelled = tuple[UInt8[np.ndarray, "image row column"], Integer[np.ndarray, " label"]]
 
 
 def load_digits(data: str | Path = "auto", seed: int = 0, check_agreement: bool = True) -> Digits:
