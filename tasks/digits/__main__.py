@@ -45,7 +45,7 @@ def study_command(
     ] = 256,
     sae_batch_size: Annotated[
         int, typer.Option("--sae-batch-size", min=1, help="Of the SAEs' training.")
-    ] = 512,
+    ] = 256,
     seed: Annotated[int, typer.Option("--seed", help="Draws the split, weights and batches.")] = 0,
     unchecked_labels: Annotated[
         bool, typer.Option("--unchecked-labels", help="Take labels that do not fit the images.")
