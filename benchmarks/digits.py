@@ -88,7 +88,7 @@ def main(names: list[str]) -> None:
         found, more = study(task, kind)
         rows += found
         details |= more
-    name = f"digits_{'mnist' if full else task.digits.name}.py"
+    name = f"digits_{'mnist' if full else Path(task.digits.name).name}.py"
     report(str(Path(__file__).with_name(name)), rows, details)
 
 

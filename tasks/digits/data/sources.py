@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from tasks.digits.data.checks import DataError, check_agreement, check_images, check_labels
+from tasks.digits.data.checks import DataError, check_images, check_labels
+from tasks.digits.data.checks import check_agreement as refuse_unmatched
 from tasks.digits.data.idx import find_idx, read_idx
 from tasks.digits.data.split import Digits, Split, as_tensors, stratified
 
@@ -62,11 +63,8 @@ def load_digits(data: str | Path = "auto", seed: int = 0, check_agreement: bool 
     flat = {p: (x.reshape(len(x), -1) / brightest, y) for p, (x, y) in sets.items()}
     for part, (x, y) in flat.items():
         if check_agreement:
-            _agree(x, y, f"{name} ({part})" if len(flat) > 1 else name)
+            refuse_unmatched(x, y, f"{name} ({part})" if len(flat) > 1 else name)
     return Digits(name, int(next(iter(shapes))[0]), _split(flat, seed))
-
-
-_agree = check_agreement  # whose name the option has too
 
 
 def resolve(data: str | Path) -> str:
