@@ -29,6 +29,7 @@ benchmarks: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.circuits
 	$(BIN)/python -m benchmarks.thoughts
 	$(BIN)/python -m benchmarks.predict_null
+	$(BIN)/python -m benchmarks.digits
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'

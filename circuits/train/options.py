@@ -26,6 +26,11 @@ class SaeOptions:
     epochs: times the training rows are gone through. batch_size: rows.
     learning_rate: at its peak; warmed up over the first twentieth of the steps, then a cosine down
         to a hundredth. autocast: products in bfloat16, which is faster where the machine has them.
+    threshold, bandwidth: of jumprelu alone: where thresholds begin, and within which distance of
+        its threshold a pre-activation has a gradient through its gate. gate_to_encoder: whether
+        that gradient reaches the encoder as well as the threshold. decoder_norm: of every decoder
+        row in the beginning; pre-activations are about as large, so a threshold must suit it.
+        They are SAELens' own by default.
     """
 
     architecture: str = "batchtopk"
@@ -37,6 +42,10 @@ class SaeOptions:
     learning_rate: float = _LEARNING_RATE
     seed: int = 0
     autocast: bool = False
+    threshold: float | int = 0.01
+    bandwidth: float | int = 0.05
+    gate_to_encoder: bool = False
+    decoder_norm: float | int = 0.1
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -48,6 +57,10 @@ class SaeOptions:
             raise TrainError("width, batch size, epochs and learning rate must be positive.")
         if self.sparsity <= 0:
             raise TrainError(f"sparsity is {self.sparsity}: expected a positive number.")
+        if self.threshold < 0 or min(self.bandwidth, self.decoder_norm) <= 0:
+            raise TrainError(
+                "the threshold cannot be negative; bandwidth and decoder norm must be positive."
+            )
         if self.architecture in ("batchtopk", "topk") and self.sparsity > self.width:
             raise TrainError(
                 f"{self.sparsity:g} active latents of {self.width}: a token cannot have more than "
@@ -71,6 +84,7 @@ class SaeOptions:
             "d_in": width_in,
             "d_sae": self.width,
             "device": device,
+            "decoder_init_norm": self.decoder_norm,
             "normalize_activations": "none",  # rows are scaled by a constant, folded in at the end
             "metadata": SAEMetadata(**metadata),
         }
@@ -87,7 +101,12 @@ class SaeOptions:
         if self.architecture == "jumprelu":
             return JumpReLUTrainingSAE(
                 JumpReLUTrainingSAEConfig(
-                    **shared, l0_coefficient=self.sparsity, l0_warm_up_steps=warm_up
+                    **shared,
+                    l0_coefficient=self.sparsity,
+                    l0_warm_up_steps=warm_up,
+                    jumprelu_init_threshold=self.threshold,
+                    jumprelu_bandwidth=self.bandwidth,
+                    jumprelu_ste_to_input=self.gate_to_encoder,
                 )
             )
         return StandardTrainingSAE(

