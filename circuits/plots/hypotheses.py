@@ -50,7 +50,11 @@ def hypotheses_figure(result: HypothesesResult, most: int = 60) -> go.Figure:
     lines = [
         "Blue circles hold, red crosses fail, grey rings had not enough data; lines are 95% "
         "intervals over documents or images, short strokes the threshold of each.",
-        *([f"{left_out} of the failed are not drawn; the table has them."] if left_out else []),
+        *(
+            [f"{left_out} that failed or had not enough data are not drawn; the table has them."]
+            if left_out
+            else []
+        ),
     ]
     top = title(figure, "Hypotheses", ": " + result.headline(), lines)
     between = 95 * (len(parts) - 1)

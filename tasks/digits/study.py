@@ -6,7 +6,7 @@
    (`tasks.digits.calibrate`); the score is minus the mean KL of the classifier's distribution with
    the SAE from the one without, which needs no labels.
 4. What is kept in either mode is measured on test images, before the shift and after it.
-5. `analyse` looks at the features of each SAE.
+5. What the latents of each SAE mean (`tasks.digits.features`).
 
 Finished SAEs and targets are kept beside the run's folder until it is whole, so that an interrupted
 study, given again, goes on where it was.
@@ -38,6 +38,7 @@ from tasks.digits.calibrate import (
     Trainings,
     divergence,
 )
+from tasks.digits.features import analyse
 from tasks.digits.fidelity import Kept, fidelity, replaced
 from tasks.digits.network import DigitClassifier, NetworkOptions
 from tasks.digits.sae import SaeTraining, Standardiser, StandardSae, save_sae, train_standard
@@ -101,9 +102,9 @@ def run_study(
 ) -> tuple[Study, Path]:
     """Make the study and write its folder, whose path is returned with it.
 
-    The folder has run.json, summary.json, fidelity.parquet, calibration.parquet, `network` and
-    `saes/<target>`, and what `analyse` writes. Raises `CalibrationError` where a target cannot be
-    reached, `DataError` for data that cannot be used.
+    The folder has run.json, summary.json, fidelity.parquet, calibration.parquet, `network`,
+    `saes/<target>`, and `features/<target>` (`tasks.digits.features.Analysis.save`). Raises
+    `CalibrationError` where a target cannot be reached, `DataError` for data that cannot be used.
     """
     folder = out or default_folder(task.name, "study")
     check_new(folder)
@@ -113,6 +114,7 @@ def run_study(
     key |= {"device": where.type, "versions": versions()}
     parts = Parts(folder.parent, key)
     study = make(task, options, device=str(where), kept=parts.folder, progress=progress)
+    hypotheses: dict[str, dict[str, int]] = {}
     with new_run(folder) as work:
         study.network.save(work / "network")
         for target, one in study.saes.items():
@@ -122,7 +124,12 @@ def run_study(
         text = json.dumps(study.summary, indent=1, allow_nan=False)
         (work / SUMMARY).write_text(text + "\n", encoding="utf-8")
         for target, one in study.saes.items():
-            analyse(task, study.network, one.sae, work / "features" / f"{target:g}")
+            name = f"SAE with {target:g} active latents"
+            found = analyse(
+                task, study.network, one.sae, source=name, seed=options.sae.seed, progress=progress
+            )
+            found.save(work / "features" / f"{target:g}")
+            hypotheses[f"{target:g}"] = found.hypotheses.counts()
         write_record(
             work,
             {
@@ -141,6 +148,7 @@ def run_study(
                 "device": str(where),
                 "versions": versions(),
                 "summary": study.summary,
+                "hypotheses": hypotheses,
                 "seconds": time.perf_counter() - started,
             },
         )
@@ -236,10 +244,3 @@ def summary_of(
         "recon_acc_jumprelu_before_shift": before["jumprelu"].accuracy,
         "recon_acc_boolean_before_shift": before["boolean"].accuracy,
     }
-
-
-def analyse(task: DigitImages, network: DigitClassifier, sae: Sae, folder: Path) -> None:
-    """Where the features of a target's SAE will be looked at; writes nothing yet.
-
-    task: for its images. sae: of raw pre-activations. folder: for what is written, not made yet.
-    """
