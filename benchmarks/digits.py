@@ -12,6 +12,13 @@ What was predicted before the first measurement: a number of active latents with
 is what calibration does, so on validation images it cannot fail; on test images .2 to .4 off at 40.
 JumpReLU within .5 points of the classifier at 20 and 40, and near it at 10, which leaves 3% of the
 variance unexplained.
+
+What ten active latents lack, on full MNIST: the ReLU network loses .3 points with seed 0, .6 and .7
+with seeds 1 and 2; GeGLU, whose 256 pre-activations are multiplied in pairs, loses 1.4. There 3,000
+steps instead of 1,200 lose 1.1, 1,024 latents 1.7, and a decoder refitted to the same active
+latents 1.3. Of .65 points that one ReLU SAE lost (97.1% of the variance explained), the same errors
+given to other images lost .36 and isotropic noise of the same size .23; twenty principal components
+(98.0%) lose .39, ten (91.3%) 2.5.
 """
 
 from __future__ import annotations
