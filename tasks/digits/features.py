@@ -124,24 +124,25 @@ def verdict_lines(hypotheses: HypothesesResult) -> dict[int, list[str]]:
 
 
 def report_of(gallery: Gallery) -> list[dict[str, Any]]:
-    """The original's feature_report.json: one object a latent that is ever active. mean_active: the
-    share of training images; label_mode: the most frequent label among them; boosted_class: what a
-    dose of one standard deviation raises most; delta: the change of all outputs by it, less their
-    mean, on validation images. std, purity and the interval of the boosted class are ours."""
+    """The original's feature_report.json: one object a latent that is ever active, the most active
+    first. mean_active: the share of training images; label_mode_when_active: the most frequent
+    label among them; logit_boost_class: what a dose of one standard deviation raises most;
+    logit_delta_vector: the change of all outputs by it, less their mean, on validation images.
+    std, purity and the interval of the boosted class are ours."""
     one = gallery.effects.at(1.0).mean
     rows = gallery.bank.latents.set_index("latent")
     return [
         {
             "feature": latent,
             "mean_active": float(rows.at[latent, "rate"]),
-            "label_mode": int(rows.at[latent, "at"][0]),
-            "boosted_class": int(rows.at[latent, "boosted"]),
-            "delta": [float(x) for x in one[gallery.place(latent)]],
+            "label_mode_when_active": int(rows.at[latent, "at"][0]),
+            "logit_boost_class": int(rows.at[latent, "boosted"]),
+            "logit_delta_vector": [float(x) for x in one[gallery.place(latent)]],
             "std": float(rows.at[latent, "std"]),
             "purity": float(rows.at[latent, "purity"]),
             "effect_95": [float(rows.at[latent, k]) for k in ("effect_low", "effect_high")],
         }
-        for latent in sorted(gallery.alive())
+        for latent in gallery.alive()
     ]
 
 

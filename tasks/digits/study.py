@@ -215,9 +215,10 @@ def summary_of(
     """One object of summary.json: the original's keys, then ours.
 
     The original's: target_actives, achieved_actives_val, lambda, baseline_acc, recon_acc_jumprelu,
-    recon_acc_boolean, delta_acc_* (reconstructed less baseline), sae_latents, tau (the shift, in
-    standard deviations), normalize_z. Accuracies are of test images with shifted thresholds;
-    *_before_shift are of the thresholds as trained.
+    recon_acc_boolean, delta_acc_* (what is lost: baseline less reconstructed), sae_latents, tau
+    (the temperature), normalize_z. theta_shift is that of the thresholds, in standard deviations;
+    accuracies are of test images with shifted thresholds, *_before_shift of the thresholds as
+    trained; *_95 are intervals of the loss.
     """
     after, before = measured[True], measured[False]
     jumprelu, boolean = after["jumprelu"], after["boolean"]
@@ -228,16 +229,17 @@ def summary_of(
         "baseline_acc": jumprelu.baseline,
         "recon_acc_jumprelu": jumprelu.accuracy,
         "recon_acc_boolean": boolean.accuracy,
-        "delta_acc_jumprelu": jumprelu.change,
-        "delta_acc_boolean": boolean.change,
+        "delta_acc_jumprelu": -jumprelu.change,
+        "delta_acc_boolean": -boolean.change,
         "sae_latents": options.sae.latents,
-        "tau": found.shift,
+        "tau": options.sae.temperature,
         "normalize_z": True,
+        "theta_shift": found.shift,
         "within_tolerance": abs(found.l0 - found.target) <= TOLERANCE,
         "achieved_actives_test": jumprelu.l0,
         "explained_variance": jumprelu.explained_variance,
-        "delta_acc_jumprelu_95": [jumprelu.low, jumprelu.high],
-        "delta_acc_boolean_95": [boolean.low, boolean.high],
+        "delta_acc_jumprelu_95": [-jumprelu.high, -jumprelu.low],
+        "delta_acc_boolean_95": [-boolean.high, -boolean.low],
         "achieved_actives_val_before_shift": found.l0_before,
         "achieved_actives_test_before_shift": before["jumprelu"].l0,
         "explained_variance_before_shift": before["jumprelu"].explained_variance,

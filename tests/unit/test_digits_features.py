@@ -56,7 +56,9 @@ def test_the_report_is_what_writing_latents_in_does(
     train, labels = task.examples("train")
     active = sae.encode(network.preactivations(train)[None])[0].double()
     alive = (active != 0).any(0)
-    assert [one["feature"] for one in report] == alive.nonzero().flatten().tolist()
+    rates = [one["mean_active"] for one in report]
+    assert rates == sorted(rates, reverse=True)
+    assert sorted(one["feature"] for one in report) == alive.nonzero().flatten().tolist()
     x = network.preactivations(task.examples("validation")[0]).double()
     double = network.double()
     try:
@@ -68,18 +70,18 @@ def test_the_report_is_what_writing_latents_in_does(
             assert one["mean_active"] == pytest.approx(float(on.double().mean()))
             assert one["std"] == pytest.approx(float(std), rel=1e-5)
             counts = torch.bincount(labels[on], minlength=10)
-            assert counts[one["label_mode"]] == counts.max()
+            assert counts[one["label_mode_when_active"]] == counts.max()
             moved = double.readout(x + std * sae.rows[j].double()) - plain
             delta = (moved - moved.mean(-1, keepdim=True)).mean(0)
-            assert one["delta"] == pytest.approx(delta.tolist(), abs=1e-5)
-            assert one["boosted_class"] == int(delta.argmax())
+            assert one["logit_delta_vector"] == pytest.approx(delta.tolist(), abs=1e-5)
+            assert one["logit_boost_class"] == int(delta.argmax())
             low, high = one["effect_95"]
-            assert low <= max(one["delta"]) <= high
+            assert low <= max(one["logit_delta_vector"]) <= high
     finally:
         network.float()
     table = pd.read_parquet(tmp_path / "features" / "effects.parquet")
     row = table[(table["latent"] == report[0]["feature"]) & (table["dose"] == 1.0)]
-    assert row["mean"].tolist() == pytest.approx(report[0]["delta"])
+    assert row["mean"].tolist() == pytest.approx(report[0]["logit_delta_vector"])
     assert len(table) == LATENTS * 5 * 10  # four doses, and taken out
     assert FeatureBank.load(tmp_path / "features" / "bank").record["kind"] == "vectors"
     again = HypothesesResult.load(tmp_path / "features" / "hypotheses")
