@@ -285,8 +285,11 @@ def _print_kept(record: dict[str, Any]) -> None:
 def print_bank(bank: FeatureBank) -> None:
     """Per site how active its latents are, and its most active ones."""
     positions = bank.record["positions"]
-    _print_training(bank.record["saes"], bank.record["model"], bank.record["corpus"]["prepend_bos"])
-    table = Table(title=f"Latents on {positions:,} positions", box=box.SIMPLE_HEAD)
+    what = "examples" if bank.record.get("kind") == "vectors" else "positions"
+    if what == "positions":
+        told = bank.record["corpus"]["prepend_bos"]
+        _print_training(bank.record["saes"], bank.record["model"], told)
+    table = Table(title=f"Latents on {positions:,} {what}", box=box.SIMPLE_HEAD)
     for column in ("site", "latents", "dead", "L0"):
         table.add_column(column)
     dead: Any = bank.dead()

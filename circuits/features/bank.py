@@ -98,7 +98,15 @@ class FeatureBank:
         return hits.sort_values("rate", ascending=False, ignore_index=True)
 
     def card(self, site: Site | str, latent: int) -> Card:
-        """The card of a latent: examples, histogram, tokens."""
+        """The card of a latent: examples, histogram, tokens.
+
+        Raises `BankError` for a bank of vectors, whose cards need what the vectors are of.
+        """
+        if self.record.get("kind") == "vectors":
+            raise BankError(
+                "this bank is of vectors with labels: their cards are those of a "
+                "circuits.features.Gallery, which has the inputs and effects too."
+            )
         row = self.latent(site, latent)
         table: Any = self.examples
         shown = table[(table["site"] == str(site)) & (table["latent"] == latent)]

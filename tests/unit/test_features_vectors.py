@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
-from circuits.features import FeatureBank
+from circuits.cli import app
+from circuits.features import BankError, FeatureBank
 from circuits.features.effects import EffectError, latent_effects, spread
 from circuits.features.patterns import input_patterns
 from circuits.features.vectors import LabelledVectors, VectorError, collect_vectors
@@ -176,7 +178,11 @@ def test_the_bank_counts_labels(sae: Sae, readout: nn.Module, tmp_path: Path) ->
     assert effects.doses == (-2.0, -1.0, 1.0, 2.0)
     assert bank.describe(SITE, 3) == "never active at 300 positions"
     assert bank.describe(SITE, 0).startswith("on ")
+    with pytest.raises(BankError, match=r"those of a circuits\.features\.Gallery"):
+        bank.card(SITE, 0)
     again = FeatureBank.load(bank.save(tmp_path / "bank"))
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "bank")])
+    assert shown.exit_code == 0 and "Latents on 300 examples" in shown.output
     assert again.describe(SITE, 0) == bank.describe(SITE, 0)
     assert np.allclose(again.latents["effect"], bank.latents["effect"])
 
