@@ -33,7 +33,7 @@ SplitOption = Annotated[
     Literal["explored", "held_out"] | None,
     typer.Option("--split", help="Which templates of the task [explored]."),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Draws the pairs [0].")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Draws the pairs [0].")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1 [a GPU when there is one].")
 ]

@@ -236,9 +236,12 @@ def _stored(store: Store, saes: SaeSet, device: torch.device) -> Iterator[tuple[
 Effects = tuple[Tensor, Tensor]  # tokens and what is done to their logits, [latent, rank]
 
 
-def latents_of(site: Site, tally: Tally, raised: Effects, lowered: Effects) -> pd.DataFrame:
-    """One row a latent; see `FeatureBank.latents`."""
-    at, ahead = tally.at.most(_TOKENS_KEPT), tally.ahead.most(_TOKENS_KEPT)
+def latents_of(
+    site: Site, tally: Tally, raised: Effects, lowered: Effects, kept: int = _TOKENS_KEPT
+) -> pd.DataFrame:
+    """One row a latent; see `FeatureBank.latents`. kept: tokens in each list of what it is active
+    at."""
+    at, ahead = tally.at.most(kept), tally.ahead.most(kept)
     rows: list[dict[str, Any]] = []
     for latent in range(tally.d_sae):
         active = int(tally.active[latent])

@@ -26,6 +26,7 @@ Readout = Callable[[Float[Tensor, "vector width"]], Float[Tensor, "vector output
 DOSES = (-2.0, -1.0, 1.0, 2.0)
 _VECTORS_AT_ONCE = 1 << 15
 _RESAMPLES = 1000
+FEWEST = 5  # active examples from which on a mean over them is told
 
 
 class EffectError(CircuitsError):
@@ -46,10 +47,10 @@ class Effects:
     """Changes of outputs, averaged over examples, in the units of the outputs.
 
     latents: which. doses: in standard deviations of each. scale: those standard deviations, in
-        units of the latent, [latent].
-    written: [latent, dose, output], on all examples. removed: [latent, output], on the examples in
-        which the latent is active; `active` is how many those are. Positive: the output is higher
-        with the latent written in, or taken out.
+        units of the latent, [latent]. examples: how many were changed.
+    written: [latent, dose, output], on all of them. removed: [latent, output], on those in which
+        the latent is active; `active` is how many those are, and under `FEWEST` of them there is no
+        effect (NaN). Positive: the output is higher with the latent written in, or taken out.
     """
 
     latents: tuple[int, ...]
@@ -58,6 +59,7 @@ class Effects:
     written: Interval
     removed: Interval
     active: NDArray[np.integer]
+    examples: int
 
     def at(self, dose: float) -> Interval:
         """Of one dose, [latent, output]; raises `EffectError` for one that was not given."""
@@ -88,6 +90,7 @@ def latent_effects(
     *,
     doses: Sequence[float] = DOSES,
     scale: Float[Tensor, " latent"] | None = None,
+    most: int = 4096,
     seed: int = 0,
 ) -> Effects:
     """Write latents in, in several doses, and take them out, on examples that were not used to
@@ -95,6 +98,7 @@ def latent_effects(
 
     readout: the rest of the model. latents: by default all. scale: standard deviations of all
         latents (`spread`), by default over `vectors`; a latent without any gets no dose (0).
+    most: examples that are changed, at most; drawn with `seed`.
 
     Raises `EffectError` for no vectors, no doses or a dose of 0, and latents that there are not.
     """
@@ -102,12 +106,15 @@ def latent_effects(
     given = tuple(float(d) for d in doses)
     _check(sae, vectors, chosen, given)
     wide = spread(sae, vectors) if scale is None else scale.double().cpu()
+    if len(vectors) > most:
+        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
+        vectors = vectors[order[:most].sort().values.to(vectors.device)]
     device = vectors.device
     plain = readout(vectors)
     coefficients = sae.coefficients(vectors.to(sae.dtype))[:, list(chosen)].to(vectors)
     rows = sae.rows[list(chosen)].to(vectors)
     kinds, outputs, n = len(given), plain.shape[1], len(vectors)
-    weights = torch.from_numpy(bootstrap_weights(n, _RESAMPLES, seed)).to(plain.dtype)
+    weights = torch.from_numpy(bootstrap_weights(n, _RESAMPLES, seed))
     means = np.full((3, len(chosen), kinds, outputs), np.nan)
     taken = np.full((3, len(chosen), outputs), np.nan)
     active = (coefficients != 0).sum(0).cpu().numpy()
@@ -120,7 +127,7 @@ def latent_effects(
         amounts = torch.cat([amounts, -coefficients[:, some].T[:, None]], 1)
         x = vectors + amounts[..., None] * rows[some][:, None, None]
         changed = readout(x.reshape(-1, x.shape[-1])).reshape(len(some), kinds + 1, n, outputs)
-        change = (changed - plain).to(plain.dtype).cpu()
+        change = (changed - plain).double().cpu()
         place = slice(some.start, some.stop)
         means[:, place] = _interval(change[:, :-1], weights)
         present = (coefficients[:, some] != 0).T.cpu()
@@ -132,6 +139,7 @@ def latent_effects(
         Interval(*means),
         Interval(*taken),
         active,
+        n,
     )
 
 
@@ -155,14 +163,15 @@ def _interval(change: Float[Tensor, "latent dose example output"], weights: Tens
 def _interval_where(
     change: Float[Tensor, "latent example output"], present: Tensor, weights: Tensor
 ) -> np.ndarray:
-    """The same over the examples in which a latent is active; NaN under two of them."""
+    """The same over the examples in which a latent is active; NaN under `FEWEST` of them. Draws
+    that have none of them say nothing and are left out."""
     masked = change * present[..., None]
     count = present.to(change.dtype) @ weights.T
     drawn = torch.einsum("re,leo->lro", weights, masked) / count[..., None]
     bounds = torch.tensor([0.025, 0.975], dtype=drawn.dtype)
-    low, high = drawn.nan_to_num(0.0).quantile(bounds, dim=1)
+    low, high = drawn.nanquantile(bounds, dim=1)
     number = present.sum(1)
     mean = masked.sum(1) / number[:, None]
     found = torch.stack([mean, low, high]).numpy()
-    found[:, (number < 2).numpy()] = np.nan
+    found[:, (number < FEWEST).numpy()] = np.nan
     return found

@@ -194,7 +194,7 @@ class Gallery:
         where.mkdir(parents=True, exist_ok=True)
         written = []
         for latent in latents:
-            pattern = self.patterns[self.place(latent)].float().numpy()
+            pattern = self.patterns[self.place(latent)].float().cpu().numpy()
             rows = [int(one["context"]) for one in self.examples(latent)]
             images = self.images[rows].float().cpu().numpy()
             shown = (

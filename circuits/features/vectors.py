@@ -57,6 +57,10 @@ class LabelledVectors:
                 f"labels {int(self.labels.min())} to {int(self.labels.max())}, but there are "
                 f"{len(self.classes)} classes, numbered from 0."
             )
+        if not n:
+            raise VectorError("there are no vectors.")
+        if self.labels.is_floating_point() or len(set(self.classes)) < len(self.classes):
+            raise VectorError("labels are whole numbers, and every class has its own name.")
         if not torch.isfinite(self.vectors).all():
             raise VectorError("some vectors are not finite: look at the model they come from.")
 
@@ -86,9 +90,9 @@ def collect_vectors(
 
     The bank's latents have further columns: `std`, the standard deviation of the coefficient;
     `purity`, the share of its most frequent label among the examples it is active in; `boosted`,
-    the class whose output a dose of one standard deviation raises most, with `effect` by how much,
-    and `effect_low`, `effect_high`, its interval.
-    `raised_by` and `lowered_by` are per standard deviation. Sorted by latent.
+    the class whose output a dose of one standard deviation raises most on explored examples (which
+    `raised` and `lowered` are of too, per standard deviation), with `effect` by how much on
+    held-out ones, and `effect_low`, `effect_high`, its interval. Sorted by latent.
 
     Raises `VectorError` where the two sets have other classes, `EffectError` for doses and vectors
     that cannot be used.
@@ -103,6 +107,8 @@ def collect_vectors(
         return outputs - outputs.mean(-1, keepdim=True)  # which a softmax takes out
 
     effects = latent_effects(centred, sae, held_out.vectors, doses=given, scale=wide, seed=seed)
+    # Which output it is comes from other examples than by how much.
+    before = latent_effects(centred, sae, explored.vectors, doses=[DOSE], scale=wide, seed=seed)
     outputs = effects.written.mean.shape[-1]
     if outputs != len(explored.classes):
         raise VectorError(f"{outputs} outputs for {len(explored.classes)} classes: one each.")
@@ -114,11 +120,12 @@ def collect_vectors(
         found = sae.coefficients(explored.vectors[part].to(sae.dtype))
         tally.add(batch, found[:, None].float())
     at_dose = effects.at(DOSE)
-    order = np.argsort(-at_dose.mean, axis=1, kind="stable")
-    ranked = np.take_along_axis(at_dose.mean, order, 1)
+    guess = before.at(DOSE).mean
+    order = np.argsort(-guess, axis=1, kind="stable")
+    ranked = np.take_along_axis(guess, order, 1)
     up = torch.from_numpy(order.copy()), torch.from_numpy(ranked.copy())
     down = torch.from_numpy(order[:, ::-1].copy()), torch.from_numpy(ranked[:, ::-1].copy())
-    latents = latents_of(sae.site, tally, up, down)
+    latents = latents_of(sae.site, tally, up, down, kept=len(explored.classes))
     best = order[:, 0]
     rows = np.arange(sae.d_sae)
     latents["std"] = wide.numpy()
@@ -133,7 +140,7 @@ def collect_vectors(
         "model": model,
         "saes": [{"site": str(sae.site), "name": source, "neuronpedia": None}],
         "positions": tally.positions,
-        "held_out": len(held_out),
+        "held_out": effects.examples,
         "doses": given,
         "classes": list(explored.classes),
         "examples": examples,

@@ -1,10 +1,11 @@
 """Every hypothesis of a run against held-out data, with verdicts.
 
-`fires_on` holds when its enrichment, over all examples and (of text) inside documents, reaches the
-threshold; `raises` and `lowers` when the 95% interval of the mean effect lies beyond the threshold;
-and each only when its false discovery rate q (Benjamini and Hochberg 1995), over all hypotheses of
-the run that have enough data, is at most `level`. Whether there is enough data is decided by
-counts of examples, active ones and members, and never by how many are both.
+`fires_on` holds when the 95% interval of its enrichment over all examples lies at the threshold or
+above, and (of text) the enrichment inside documents does; `raises` and `lowers` when the 95%
+interval of the mean effect lies beyond the threshold; and each only when its false discovery rate q
+(Benjamini and Hochberg 1995), over all hypotheses of the run that have enough data, is at most
+`level`. Whether there is enough data is decided by counts of examples, active ones and members, and
+never by how many are both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy.stats import false_discovery_control
 from tqdm import tqdm
 
 from circuits.hypotheses.claims import Hypothesis, HypothesisError
-from circuits.hypotheses.effects import Target, effects
+from circuits.hypotheses.effects import FEWEST_GROUPS, Target, change_of, effects
 from circuits.hypotheses.enrichment import enrichment
 from circuits.hypotheses.evidence import Evidence, require_disjoint
 from circuits.hypotheses.result import HypothesesResult
@@ -204,13 +205,16 @@ def _moves(
     first = mine[0]
     active = evidence.active(first.site, [first.latent])[:, 0] != 0
     counts = {"examples": len(active), "active": int(active.sum())}
+    lacking = ""
+    groups = len(np.unique(evidence.places))
     if counts["active"] < rules.min_active:
-        nothing = {
-            **dict.fromkeys(_FIGURES, _NOTHING),
-            **counts,
-            "groups": 0,
-            "lacking": f"active examples: {counts['active']} of {rules.min_active}",
-        }
+        lacking = f"active examples: {counts['active']} of {rules.min_active}"
+    elif not change_of(evidence, first.site, first.latent, rules.dose).any():
+        lacking = "no dose: it is always equally active, or its decoder row is 0"
+    elif groups < FEWEST_GROUPS:
+        lacking = f"{_groups(evidence)} that it can be added in: {groups} of {FEWEST_GROUPS}"
+    if lacking:
+        nothing = {**dict.fromkeys(_FIGURES, _NOTHING), **counts, "groups": 0, "lacking": lacking}
         fixed = {h: rules.effect if h.threshold is None else h.threshold for h in mine}
         return {h: {**nothing, "threshold": _NOTHING if t is None else t} for h, t in fixed.items()}
     targets = [
@@ -218,6 +222,7 @@ def _moves(
             h.about,
             1 if h.claim == "raises" else -1,
             rules.effect if h.threshold is None else h.threshold,
+            chosen=h.origin == "evidence",
         )
         for h in mine
     ]
@@ -260,6 +265,8 @@ def _verdict(row: dict[str, Any], rules: Rules) -> tuple[Verdict, str]:
             # Without an enrichment inside groups there is nothing to compare.
             if row[name] < bound:
                 short.append(f"{what} {row[name]:.3g} under {bound:.3g}")
+        if row["value"] >= bound and not row["low"] >= bound:
+            short.append(f"interval from {row['low']:.3g}, under {bound:.3g}")
     elif row["claim"] == "raises" and not row["low"] > bound:
         short.append(f"interval from {row['low']:+.3g}, not above {bound:+.3g}")
     elif row["claim"] == "lowers" and not row["high"] < -bound:

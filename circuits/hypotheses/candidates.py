@@ -128,6 +128,8 @@ def from_evidence(
                 about = classes[int(ratio.argmax())]
                 found.append(Hypothesis(evidence.name, latent, "fires_on", about))
         change = dose * values.std() * evidence.rows(evidence.name)[latent]
+        if not change.any():
+            continue
         moved = evidence.effect(evidence.name, change[None], outputs, every)[:, 0].mean(0)
         about = classes[int(moved.argmax())]
         found.append(Hypothesis(evidence.name, latent, "raises", about))

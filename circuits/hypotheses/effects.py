@@ -3,12 +3,15 @@
 1. A latent is added as dose times the standard deviation of its coefficient (over all held-out
    examples, zeros included) times its decoder row. The effect is the change of the target's logit
    less the mean change of all logits, which a softmax takes out.
-2. Anything that is added moves logits. The threshold is what other latents do: `controls` random
-   other latents of the site that are active somewhere, scaled to the same norm of change, on the
-   same target; of the sizes of their mean effects the `quantile`, taken as the
-   ceil(quantile (controls + 1))-th smallest, so that a latent like any other passes it at most 1 -
-   quantile of the time (Vovk et al. 2005). Where a site has fewer latents, random directions of
-   that norm stand in. The threshold is measured on places of other groups than the effect.
+2. Anything that is added moves logits. The threshold is what directions without a meaning do:
+   `controls` random mixtures of the other active latents' decoder rows (Gaussian weights), at the
+   same norm of change. For a target that somebody named it is the size of their mean effects on
+   that target. A target that was chosen among all outputs as the one that is raised most is
+   compared with what each control does to the output that *it* raises most. Of these the `quantile`
+   is taken as the ceil(quantile (controls + 1))-th smallest, so that such a mixture itself passes
+   at most 1 - quantile of the time (Vovk et al. 2005). Where a site has fewer than two other active
+   latents, random directions stand in. The threshold is measured on places of other groups than the
+   effect.
 3. The effect is averaged over the places of a group, then over groups, with Student's interval.
 """
 
@@ -25,6 +28,8 @@ from jaxtyping import Float, Int
 from circuits.hypotheses.claims import Condition, HypothesisError
 from circuits.hypotheses.enrichment import mean_above, mean_interval
 from circuits.hypotheses.evidence import Evidence
+
+FEWEST_GROUPS = 3  # one for the threshold, two for the effect
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class Target:
-    """A condition whose outputs are read, the sign that is claimed (1 raises, -1 lowers), and a
-    threshold of one's own (logits)."""
+    """A condition whose outputs are read, the sign that is claimed (1 raises, -1 lowers), a
+    threshold of one's own (logits), and whether it was chosen among all outputs."""
 
     about: Condition
     sign: int
     threshold: float | None
+    chosen: bool = False
 
 
 def effects(
@@ -69,15 +75,13 @@ def effects(
 ) -> list[Effect]:
     """Effects of adding one latent, one entry a target.
 
-    Raises `HypothesisError` where the latent is never active on these data (it has no standard
-    deviation), and for too few places.
+    Raises `HypothesisError` where the latent has no `change_of`, and for too few places.
     """
     rows = evidence.rows(site)
-    spread = float(evidence.active(site, [latent])[:, 0].astype(np.float64).std())
-    change = dose * spread * rows[latent].astype(np.float64)
+    change = change_of(evidence, site, latent, dose)
     norm = float(np.linalg.norm(change))
     if norm == 0:
-        raise HypothesisError(f"latent {latent} at {site} is never active here: it has no dose.")
+        raise HypothesisError(f"latent {latent} at {site} changes nothing here: it has no dose.")
     reference, tested = split_places(evidence.places, seed)
     outputs = [evidence.outputs(t.about) for t in targets]
     found = evidence.effect(site, change[None], outputs, tested)[:, 0]
@@ -85,14 +89,46 @@ def effects(
     if any(bound is None for bound in bounds):
         key = np.random.default_rng([seed, latent, zlib.crc32(site.encode())])
         others = control_directions(rows, evidence.alive(site), latent, controls, key) * norm
-        moved = evidence.effect(site, others, outputs, reference)
-        sizes = np.abs(over_groups(moved, evidence.places[reference]).mean(0))
-        usual = [conformal(sizes[:, i], quantile) for i in range(len(targets))]
+        usual = _usual(evidence, site, others, targets, outputs, reference, quantile)
         bounds = [u if b is None else b for u, b in zip(usual, bounds, strict=True)]
     by_group = over_groups(found, evidence.places[tested])
     return [
         _effect(by_group[:, i], target.sign, float(bound or 0.0), len(tested), norm)
         for i, (target, bound) in enumerate(zip(targets, bounds, strict=True))
+    ]
+
+
+def change_of(
+    evidence: Evidence, site: str, latent: int, dose: float
+) -> Float[np.ndarray, " width"]:
+    """What is added: 0 for a latent that is never active, always equally active, or whose decoder
+    row is 0."""
+    spread = float(evidence.active(site, [latent])[:, 0].astype(np.float64).std())
+    return dose * spread * evidence.rows(site)[latent].astype(np.float64)
+
+
+def _usual(
+    evidence: Evidence,
+    site: str,
+    controls: Float[np.ndarray, "control width"],
+    targets: Sequence[Target],
+    outputs: Sequence[Int[np.ndarray, " _"]],
+    reference: Int[np.ndarray, " some"],
+    quantile: float,
+) -> list[float]:
+    """Each target's threshold."""
+    groups = evidence.places[reference]
+    moved = evidence.effect(site, controls, outputs, reference)
+    named = np.abs(over_groups(moved, groups).mean(0))
+    peaks: dict[int, Float[np.ndarray, " control"]] = {}
+    if any(t.chosen for t in targets):
+        _, code, count = np.unique(groups, return_inverse=True, return_counts=True)
+        weights = 1 / (count[code] * len(count))  # groups count alike
+        every = evidence.mean_effects(site, controls, reference, weights)
+        peaks = {1: every.max(1), -1: -every.min(1)}
+    return [
+        conformal(peaks[t.sign] if t.chosen else named[:, i], quantile)
+        for i, t in enumerate(targets)
     ]
 
 
@@ -110,7 +146,7 @@ def split_places(
     """Numbers of places of a third of the groups, for thresholds, and of the others, for
     effects."""
     groups = np.unique(places)
-    if len(groups) < 3:
+    if len(groups) < FEWEST_GROUPS:
         raise HypothesisError(
             f"latents can be added in {len(groups)} documents or images: three at least are needed."
         )
@@ -126,14 +162,15 @@ def control_directions(
     count: int,
     draw: np.random.Generator,
 ) -> Float[np.ndarray, "control width"]:
-    """Unit vectors along the decoder rows of random other latents that are active somewhere; random
-    ones where there are too few."""
+    """Random unit vectors in the span of the decoder rows of the other active latents: mixtures
+    with Gaussian weights, each row at norm 1. Where there are fewer than two, any directions."""
     norms = np.linalg.norm(rows, axis=1)
-    others = [int(k) for k in alive if k != latent and norms[k] > 0]
-    few = draw.permutation(others)[:count].astype(int)
-    made = rows[few].astype(np.float64)
-    more = draw.standard_normal((count - len(few), rows.shape[1]))
-    found = np.concatenate([made, more])
+    others = np.array([int(k) for k in alive if k != latent and norms[k] > 0], dtype=int)
+    if len(others) < 2:
+        found = draw.standard_normal((count, rows.shape[1]))
+    else:
+        unit = rows[others].astype(np.float64) / norms[others, None]
+        found = draw.standard_normal((count, len(others))) @ unit
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 

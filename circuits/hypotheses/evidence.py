@@ -75,6 +75,16 @@ class Evidence(Protocol):
         added at a place."""
         ...
 
+    def mean_effects(
+        self,
+        site: str,
+        directions: Float[np.ndarray, "direction width"],
+        places: Int[np.ndarray, " some"],
+        weights: Float[np.ndarray, " some"],
+    ) -> Float[np.ndarray, "direction output"]:
+        """The same of every output by itself, summed over places with weights."""
+        ...
+
     def shown(self, example: int) -> str:
         """An example as text, for whoever is to say what a latent means."""
         ...

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -42,6 +42,7 @@ from circuits.train.extract import padded
 
 _CONTEXTS_AT_ONCE = 8
 _PIECES_AT_ONCE = 16
+_ENOUGH = 12  # documents in which latents are added, at least, where there are as many
 _BEFORE, _AFTER = 24, 8  # tokens around an example that is shown
 
 
@@ -175,7 +176,10 @@ class TextEvidence:
                 raise HypothesisError(
                     f"unknown class of tokens {value!r}: expected one of {', '.join(CLASSES)}."
                 )
-            return np.flatnonzero([value in classes_of(text) for text in self.texts])
+            found = np.flatnonzero([value in classes_of(text) for text in self.texts])
+            if not len(found):
+                raise HypothesisError(f"this model has no token of the class {value!r} by itself.")
+            return found
         raise HypothesisError(f"{condition.kind} {value!r} names no tokens.")
 
     def members(self, condition: Condition) -> Bool[np.ndarray, " example"]:
@@ -209,9 +213,8 @@ class TextEvidence:
         places: Int[np.ndarray, " some"],
     ) -> Float[np.ndarray, "some direction target"]:
         """See `Evidence.effect`."""
-        here, device = Site.parse(site), self.model.device
+        device = self.model.device
         wanted = [torch.from_numpy(t).to(device) for t in targets]
-        added = torch.from_numpy(directions).float().to(device)
         found = np.empty((len(places), len(directions), len(targets)))
 
         def read(rows: Tensor, logits: Tensor) -> Tensor:
@@ -219,6 +222,55 @@ class TextEvidence:
             mean = wide.mean(-1)
             return torch.stack([wide[:, t].mean(-1) - mean for t in wanted], 1)
 
+        for mine, entries, pairs, baseline, passes in self._added(site, directions, places, read):
+            values = torch.empty(len(pairs), len(wanted), dtype=torch.float64)
+            for part, got in passes:
+                values[part] = got.cpu()
+            plain = read(pairs, baseline.logits)[entries.to(device)].cpu()
+            change = rearrange(values, "(p d) t -> p d t", d=len(directions)) - plain[:, None]
+            found[mine] = change.numpy()
+        return found
+
+    def mean_effects(
+        self,
+        site: str,
+        directions: Float[np.ndarray, "direction width"],
+        places: Int[np.ndarray, " some"],
+        weights: Float[np.ndarray, " some"],
+    ) -> Float[np.ndarray, "direction output"]:
+        """See `Evidence.mean_effects`."""
+        device, count = self.model.device, len(directions)
+        share = torch.from_numpy(weights).to(device)
+        vocabulary = unembedding(self.model).shape[1]
+        total = torch.zeros(count, vocabulary, dtype=torch.float64, device=device)
+
+        def centred(logits: Tensor) -> Tensor:
+            wide = logits.double()
+            return wide - wide.mean(-1, keepdim=True)
+
+        def read(rows: Tensor, logits: Tensor) -> Tensor:
+            return centred(logits)
+
+        for mine, entries, _, baseline, passes in self._added(site, directions, places, read):
+            weight = share[torch.from_numpy(mine).to(device)]
+            for part, got in passes:
+                there = part.to(device)
+                place = there.div(count, rounding_mode="floor")
+                total.index_add_(0, there % count, got.to(device) * weight[place, None])
+            total -= weight @ centred(baseline.logits[entries.to(device)])
+        return total.cpu().numpy()
+
+    def _added(
+        self,
+        site: str,
+        directions: Float[np.ndarray, "direction width"],
+        places: Int[np.ndarray, " some"],
+        read: Callable[[Tensor, Tensor], Tensor],
+    ) -> Iterator[tuple[Any, Tensor, Tensor, Any, Any]]:
+        """Per baseline (which of `places` it has, their entries in it, the pair of every row,
+        the baseline, passes): rows are places with each direction added at their last position, in
+        this order."""
+        added = torch.from_numpy(directions).float().to(self.model.device)
         for number, baseline in enumerate(self._baselines):
             mine = np.flatnonzero(places // _PIECES_AT_ONCE == number)
             if not len(mine):
@@ -227,14 +279,9 @@ class TextEvidence:
             pairs = entries.repeat_interleave(len(added))
             rows = torch.arange(len(pairs))
             last = torch.full((len(pairs),), baseline.length - 1)
-            patch = Patches(here, rows, last, added.repeat(len(mine), 1), add=True)
-            values = torch.empty(len(pairs), len(wanted), dtype=torch.float64)
-            for part, got in self.model.resume(baseline, pairs, [patch], read=read):
-                values[part] = got.cpu()
-            plain = read(rows, baseline.logits)[entries.to(device)].cpu()
-            change = rearrange(values, "(p d) t -> p d t", d=len(added)) - plain[:, None]
-            found[mine] = change.numpy()
-        return found
+            patch = Patches(Site.parse(site), rows, last, added.repeat(len(mine), 1), add=True)
+            passes = self.model.resume(baseline, pairs, [patch], read=read)
+            yield mine, entries, pairs, baseline, passes
 
     def shown(self, example: int) -> str:
         """The text around a position, with the token there between double angle brackets."""
@@ -384,8 +431,11 @@ def _pieces(
 ) -> tuple[Int[Tensor, "place position"], Int[np.ndarray, " place"]]:
     """The beginnings of contexts, of as many documents as there are, and their documents."""
     groups = coded([c.document for c in contexts])
-    longest = max(len(c.tokens) for c in contexts)
-    length = min(length, longest)
+    longest = np.zeros(groups.max() + 1, dtype=int)
+    np.maximum.at(longest, groups, [len(c.tokens) for c in contexts])
+    # As long as half of the documents allow, and a dozen of them where there are as many.
+    enough = min(len(longest), max(_ENOUGH, len(longest) // 2))
+    length = min(length, int(np.sort(longest)[-enough]))
     order = draw.permutation([i for i, c in enumerate(contexts) if len(c.tokens) >= length])
     # The first of each document before the second of any.
     taken: Counter[int] = Counter()

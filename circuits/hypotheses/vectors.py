@@ -157,6 +157,24 @@ class VectorEvidence:
                 found[:, i, j] = change[:, torch.from_numpy(target)].mean(-1).cpu().numpy()
         return found
 
+    @torch.no_grad()
+    def mean_effects(
+        self,
+        site: str,
+        directions: Float[np.ndarray, "direction width"],
+        places: Int[np.ndarray, " some"],
+        weights: Float[np.ndarray, " some"],
+    ) -> Float[np.ndarray, "direction output"]:
+        """See `Evidence.mean_effects`."""
+        self._require(site)
+        x = self.vectors[torch.from_numpy(self.places[places])]
+        plain, share = self.readout(x), torch.from_numpy(weights).to(x.device)
+        found = []
+        for direction in torch.from_numpy(directions).to(x):
+            change = (self.readout(x + direction) - plain).double()
+            found.append(share @ (change - change.mean(-1, keepdim=True)))
+        return torch.stack(found).cpu().numpy()
+
     def shown(self, example: int) -> str:
         """The label, and the image in characters where there is one."""
         text = f"label: {self.classes[self.labels[example]]}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
+from circuits.features.effects import FEWEST
 from circuits.plots.base import BLUE, DIVERGING, RED, WIDTH, title, visible
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _facts(gallery: Gallery, row: dict[str, Any]) -> list[str]:
 def _removed(gallery: Gallery, row: dict[str, Any]) -> str:
     effects, place = gallery.effects, gallery.place(int(row["latent"]))
     removed, active = effects.removed, int(effects.active[place])
-    if active < 2:
+    if active < FEWEST:
         return f"active in {active} held-out examples: too few to take it out"
     k = int(row["boosted"])
     low, high = removed.low[place, k], removed.high[place, k]
@@ -245,7 +246,8 @@ def _doses(
 
     mean = effects.written.mean[place]
     one = mean[effects.doses.index(1.0)]
-    first, last = int(np.argmax(one)), int(np.argmin(one))
+    first = int(gallery.bank.latent(gallery.site, latent)["boosted"])
+    last = int(np.argmin(np.where(np.arange(len(one)) == first, np.inf, one)))
     rest = [k for k in range(len(gallery.classes)) if k not in (first, last)]
     data += [_line(x, with_zero(mean[:, k]), gallery.classes[k], _PALE) for k in rest]
     # On top of the others, with their intervals and names.

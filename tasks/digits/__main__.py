@@ -35,18 +35,22 @@ def study_command(
         str, typer.Option("--targets", help="Mean numbers of active latents.")
     ] = "10,20,40",
     epochs: Annotated[
-        int, typer.Option("--epochs", min=1, help="Of the classifier; more for few images.")
-    ] = 3,
+        int | None,
+        typer.Option("--epochs", min=1, help="Of the classifier [3, and at least 500 steps]."),
+    ] = None,
     sae_epochs: Annotated[
-        int, typer.Option("--sae-epochs", min=1, help="Of every SAE; more for few images.")
-    ] = 5,
+        int | None,
+        typer.Option("--sae-epochs", min=1, help="Of SAEs [5, and at least 1,200 steps]."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Of the classifier's training.")
     ] = 256,
     sae_batch_size: Annotated[
         int, typer.Option("--sae-batch-size", min=1, help="Of the SAEs' training.")
     ] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the split, weights and batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Draws the split, weights and batches.")
+    ] = 0,
     unchecked_labels: Annotated[
         bool, typer.Option("--unchecked-labels", help="Take labels that do not fit the images.")
     ] = False,
@@ -61,9 +65,12 @@ def study_command(
     from tasks.digits.sae import SaeTraining
     from tasks.digits.study import StudyOptions, run_study
 
+    # Epochs that are asked for are what is done; the defaults see to it that few images suffice.
+    own = {"epochs": epochs, "min_steps": 1} if epochs else {}
+    own_sae = {"epochs": sae_epochs, "min_steps": 1} if sae_epochs else {}
     options = StudyOptions(
-        NetworkOptions(network, hidden, epochs, batch_size, seed=seed),
-        SaeTraining(latents, sae_epochs, sae_batch_size, seed=seed),
+        NetworkOptions(network, hidden, batch_size=batch_size, seed=seed, **own),
+        SaeTraining(latents, batch_size=sae_batch_size, seed=seed, **own_sae),
         parse_targets(targets),
     )
     folder = out or default_folder(task.name, "study")

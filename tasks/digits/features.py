@@ -6,7 +6,10 @@ made from the training images, are tested on the test images.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +77,9 @@ def analyse(
     patterns = input_patterns(
         lambda images: network.preactivations(images.flatten(1)), sae, torch.zeros(side, side)
     )
-    explored, tested = (
-        _evidence(network, sae, sets[split], split, seed) for split in ("train", "test")
-    )
+    explored = _evidence(network, sae, sets["train"], seed)
+    # Test images that are training images as well would not be held out.
+    tested = _evidence(network, sae, _without(sets["test"], explored.ids), seed)
     rows: Any = bank.latents
     alive = [int(j) for j in rows["latent"][~rows["dead"]]]
     hypotheses = assess(
@@ -95,8 +98,10 @@ def _vectors(task: DigitImages, network: DigitClassifier, split: Any) -> Labelle
 
 
 def _evidence(
-    network: DigitClassifier, sae: Sae, data: LabelledVectors, split: str, seed: int
+    network: DigitClassifier, sae: Sae, data: LabelledVectors, seed: int
 ) -> VectorEvidence:
+    assert data.inputs is not None
+    names = _digests(data.inputs)
     return VectorEvidence(
         str(sae.site),
         sae,
@@ -104,9 +109,28 @@ def _evidence(
         data.labels.numpy(),
         data.classes,
         network.readout,
-        names=tuple(f"{split}-{i}" for i in range(len(data))),
+        names=names,
         seed=seed,
     )
+
+
+def _digests(images: torch.Tensor) -> tuple[str, ...]:
+    """Of the pixels; one that is there more than once gets a number, too."""
+    seen: Counter[str] = Counter()
+    found = []
+    for image in images.contiguous().numpy():
+        digest = hashlib.sha256(image.tobytes()).hexdigest()[:16]
+        seen[digest] += 1
+        found.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+    return tuple(found)
+
+
+def _without(data: LabelledVectors, which: Collection[str]) -> LabelledVectors:
+    """The examples whose images are not among others."""
+    assert data.inputs is not None
+    names = [name.split("-")[0] for name in _digests(data.inputs)]
+    rows = torch.tensor([i for i, name in enumerate(names) if name not in which])
+    return LabelledVectors(data.vectors[rows], data.labels[rows], data.classes, data.inputs[rows])
 
 
 def verdict_lines(hypotheses: HypothesesResult) -> dict[int, list[str]]:

@@ -53,9 +53,9 @@ def active_means(sae: Sae, x: Float[Tensor, "row width"]) -> Float[Tensor, " lat
     count = torch.zeros(sae.d_sae, dtype=torch.float64)
     for part in x.split(_AT_ONCE):
         found = sae.encode(part[None])[0]
-        total += found.double().sum(0)
-        count += (found > 0).double().sum(0)
-    return (total / count.clamp(min=1)).to(x.dtype)
+        total += found.double().sum(0).cpu()
+        count += (found > 0).double().sum(0).cpu()
+    return (total / count.clamp(min=1)).to(x)
 
 
 @torch.no_grad()
@@ -72,6 +72,14 @@ def replaced(
         raise DigitsError("boolean mode needs the latents' means: see `active_means`.")
     active = sae.encode(x[None])[0] > 0
     return (active * means) @ sae.rows + sae.constant_offset
+
+
+def _paired(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Middle and half width of the 95% interval of a paired difference of proportions (Agresti and
+    Min 2005: half a pair is added to each of the four cells, so that it is never of width 0)."""
+    gained_, lost_, n_ = gained + 0.5, lost + 0.5, n + 2
+    middle = (gained_ - lost_) / n_
+    return middle, _Z * math.sqrt((gained_ + lost_) / n_ - middle**2) / math.sqrt(n_)
 
 
 @torch.no_grad()
@@ -99,17 +107,16 @@ def fidelity(
         made = replaced(sae, x, mode, means)
         said = network.readout(made).argmax(-1)
         now = said == labels
-        difference = now.double() - right.double()
-        change = float(difference.mean())
-        error = _Z * float(difference.std(correction=0)) / math.sqrt(len(x))
+        gained, lost = int((now & ~right).sum()), int((right & ~now).sum())
+        middle, error = _paired(gained, lost, len(x))
         missed = float((x.double() - made.double()).square().sum())
         found[mode] = Kept(
             mode=mode,
             accuracy=float(now.double().mean()),
             baseline=float(right.double().mean()),
-            change=change,
-            low=change - error,
-            high=change + error,
+            change=(gained - lost) / len(x),
+            low=middle - error,
+            high=middle + error,
             agreement=float((said == own).double().mean()),
             explained_variance=1 - missed / square if square else math.nan,
             l0=moments.l0,

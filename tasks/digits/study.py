@@ -8,8 +8,8 @@
 4. What is kept in either mode is measured on test images, before the shift and after it.
 5. What the latents of each SAE mean (`tasks.digits.features`).
 
-Finished SAEs and targets are kept beside the run's folder until it is whole, so that an interrupted
-study, given again, goes on where it was.
+SAEs that are trained are kept beside the run's folder until it is whole, so that an interrupted
+study, given again, trains only those that are missing; all else takes seconds.
 """
 
 from __future__ import annotations

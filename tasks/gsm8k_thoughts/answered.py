@@ -41,7 +41,7 @@ def answer_chains(
     vocabulary, thoughts = chain_vocabulary(model), thoughts_of(model)
     assert thoughts.steps is not None
     require_thoughts(model)
-    if temperature < 0:
+    if not 0 <= temperature < float("inf"):
         raise TaskError(f"temperature {temperature}: 0 or more is expected.")
     n_steps = thoughts.steps[1] if steps is None else steps
     room = model.adapter.n_ctx - len(thoughts.tokens.lay_out(()).tokens)

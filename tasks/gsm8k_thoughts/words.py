@@ -30,7 +30,8 @@ LONGEST = 12  # tokens of an answer
 def word_pairs(
     model: HookedModel, n: int, seed: int, split: Literal["explored", "held_out"]
 ) -> PromptPairs:
-    """`n` pairs that differ in one number, of which the model solves both; see the task's `pairs`.
+    """`n` pairs that differ in one number, whose answers' first tokens the model puts first on both
+    sides; see the task's `pairs`.
 
     Raises `TaskError` where there are fewer.
     """
@@ -65,8 +66,8 @@ def _solved_words(model: HookedModel, pairs: PromptPairs, texts: list[Pair], n: 
         right += [i for i, ok in zip(group.indices, clean & corrupted, strict=True) if ok]
     if len(right) < n:
         raise TaskError(
-            f"{model.name} solves {len(right)} of {len(pairs)} pairs of word problems on both "
-            f"sides, {n} are asked for: ask for fewer, or take a model that solves more."
+            f"{model.name} begins the right answers on both sides of {len(right)} of {len(pairs)} "
+            f"pairs of word problems, {n} are asked for: ask for fewer, or take another model."
         )
     chosen = [texts[i] for i in sorted(right)[:n]]
     return PromptPairs.from_texts(chosen, model.tokenizer, pairs.prepend_bos)
@@ -89,10 +90,11 @@ def answer_problems(
     temperature: 0 takes the likeliest token; above it tokens are drawn, with `seed`. A template's
     problems are one group. `surface` has the number of steps of the worked solution, the entropy of
     the distribution of the answer's first token (nats), and the probability of the whole answer. An
-    answer that is no number is wrong; the label `parsed` says so.
+    answer that is no number is wrong; the label `parsed` says so, and `ended` whether the end of
+    the text came within `LONGEST` tokens, without which its probability is not in the answer's.
     """
     require_thoughts(model)
-    if temperature < 0:
+    if not 0 <= temperature < float("inf"):
         raise TaskError(f"temperature {temperature}: 0 or more is expected.")
     tokens = thoughts_of(model).tokens
     draw = torch.Generator().manual_seed(seed)
@@ -105,7 +107,7 @@ def answer_problems(
                 f"{problem.id} has {layout.shape[1]} tokens, {model.name} reads "
                 f"{model.adapter.n_ctx}: take a model with a longer context."
             )
-        ids, first, logprob = _written(model, layout, temperature, draw)
+        ids, first, logprob, ended = _written(model, layout, temperature, draw)
         completion = model.tokenizer.decode(ids).strip()
         try:
             said = parse_number(completion)
@@ -118,7 +120,7 @@ def answer_problems(
                 prompt=problem.question,
                 completion=completion,
                 correct=said == problem.answer,
-                labels={"truth": str(problem.answer), "parsed": said is not None},
+                labels={"truth": str(problem.answer), "parsed": said is not None, "ended": ended},
                 surface={
                     "steps": float(len(problem.steps)),
                     "output_entropy": float(-(first.exp() * first).nan_to_num(0.0).sum()),
@@ -135,15 +137,15 @@ def _written(
     prompt: Int[Tensor, "one position"],
     temperature: float,
     draw: torch.Generator,
-) -> tuple[list[int], Tensor, float]:
-    """(tokens up to the end of text, log-probabilities [vocab] of the first one, and that of all
-    of them together, the end included)."""
+) -> tuple[list[int], Tensor, float, bool]:
+    """(tokens up to the end of text, log-probabilities [vocab] of the first one, that of all of
+    them together, the end included, and whether there was an end)."""
     given = thoughts_of(model).inputs(prompt.to(model.device))
     change = model.change()
     made = run_stepped(model.adapter, given, change)
     logits, cache = made.logits[:, -1], made.cache
     ids: list[int] = []
-    first, total = None, 0.0
+    first, total, ended = None, 0.0, False
     for at in range(prompt.shape[1], prompt.shape[1] + LONGEST):
         logprobs = logits[0].float().log_softmax(-1).cpu()
         first = logprobs if first is None else first
@@ -154,6 +156,7 @@ def _written(
             token = int(logprobs.argmax())
         total += float(logprobs[token])
         if token == model.tokenizer.eos_token_id:
+            ended = True
             break
         ids.append(token)
         with HookSet() as hooks:
@@ -161,4 +164,4 @@ def _written(
             _, found = model.adapter.step(torch.tensor([[token]], device=model.device), cache)
         logits = found[:, -1]
     assert first is not None
-    return ids, first, total
+    return ids, first, total, ended
