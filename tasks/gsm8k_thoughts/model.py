@@ -25,6 +25,7 @@ from tasks.gsm8k_thoughts.train import CARD, CODI_FILE, PROJECTION_FILE
 EMBEDDED = "codi-chains"
 _FOLDER = Path(__file__).parent / "embedded"
 SEEDS, CONTROL = ("seed0", "seed1", "seed2"), "control"
+LARGE = "large0"  # two to four steps, numbers to 99
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
     """A model whose `thoughts` are a `CodiThoughts`.
 
     source: None or "embedded" for the CODI that ships with the task; "embedded/seed1",
-        "embedded/seed2" or "embedded/control" for its siblings; a folder that
+        "embedded/seed2" or "embedded/control" for its siblings, "embedded/large0" for one with
+        larger problems; a folder that
         `tasks.gsm8k_thoughts.train` wrote; or a published checkpoint, see
         `tasks.gsm8k_thoughts.checkpoint.load_codi`, which takes further options.
     options: device and dtype, as in `circuits.load_model`.
@@ -61,8 +63,8 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
 def embedded_folder(name: str = "embedded") -> Path:
     """The folder of an embedded model; raises `TaskError` for one that there is not."""
     which = name.removeprefix("embedded").removeprefix("/") or SEEDS[0]
-    if which not in (*SEEDS, CONTROL):
-        raise TaskError(f"{name!r}: embedded models are {', '.join((*SEEDS, CONTROL))}.")
+    if which not in (*SEEDS, CONTROL, LARGE):
+        raise TaskError(f"{name!r}: embedded models are {', '.join((*SEEDS, CONTROL, LARGE))}.")
     return _FOLDER / which
 
 

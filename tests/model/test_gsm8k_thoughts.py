@@ -26,7 +26,7 @@ from circuits.saes import load_saes
 from circuits.sites import Site
 from circuits.task import TaskError
 from tasks.gsm8k_thoughts.chains import Chains, draw_chains
-from tasks.gsm8k_thoughts.model import CONTROL, SEEDS, embedded_folder, read_card
+from tasks.gsm8k_thoughts.model import CONTROL, LARGE, SEEDS, embedded_folder, read_card
 from tasks.gsm8k_thoughts.pairs import FAMILIES, answers_of, chain_pairs, prompts_of
 from tasks.gsm8k_thoughts.study.changes import (
     ablations,
@@ -57,20 +57,22 @@ def pairs(model: HookedModel) -> dict[str, PromptPairs]:
     return {f: TASK.pairs(model, contrast=f, n=32) for f in FAMILIES}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, LARGE])
 def test_the_cards_hold(seed: str) -> None:
     """The bar: nine tenths with all thoughts, four at most with none; the card is the model's."""
     card = read_card(embedded_folder(f"embedded/{seed}"))
     assert card["accuracy_after_thoughts"][6] >= 0.9
     assert card["accuracy_after_thoughts"][0] <= 0.4
     model = TASK.load(f"embedded/{seed}")
-    problems = draw_chains(np.random.default_rng(5), 500, 3, 20, "held_out")
-    counts = by_count(model, problems)
-    # Two draws of held-out problems: four standard errors.
-    for _, row in counts.iterrows():
-        said = card["accuracy_after_thoughts"][int(row["count"])]
-        spread = max(said * (1 - said), 0.01) ** 0.5
-        assert abs(row["accuracy"] - said) < 4 * spread * (1 / 500 + 1 / 2000) ** 0.5
+    low, high = card["options"]["steps"]
+    for steps in range(low, high + 1):
+        rng, numbers = np.random.default_rng(5), card["options"]["numbers"]
+        counts = by_count(model, draw_chains(rng, 500, steps, numbers, "held_out"))
+        # Two draws of held-out problems: four standard errors.
+        for _, row in counts.iterrows():
+            said = card["accuracy_after_thoughts_by_steps"][str(steps)][int(row["count"])]
+            spread = max(said * (1 - said), 0.01) ** 0.5
+            assert abs(row["accuracy"] - said) < 4 * spread * (1 / 500 + 1 / 2000) ** 0.5
 
 
 def test_the_control_has_no_thoughts() -> None:
