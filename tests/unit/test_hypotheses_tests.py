@@ -11,7 +11,7 @@ from scipy.stats import fisher_exact, ttest_1samp
 from circuits.hypotheses.assess import Rules, false_discoveries
 from circuits.hypotheses.candidates import likelihood_ratio
 from circuits.hypotheses.claims import HypothesisError
-from circuits.hypotheses.effects import conformal, control_directions, split_places
+from circuits.hypotheses.effects import conformal, split_places
 from circuits.hypotheses.enrichment import enrichment, mean_above, mean_interval
 
 
@@ -160,16 +160,6 @@ def test_a_latent_like_any_other_passes_the_threshold_as_rarely_as_it_should() -
     assert conformal(np.arange(1.0, 19.0), 0.95) == math.inf
     with pytest.raises(HypothesisError, match=r"18 controls cannot tell the quantile 0\.95"):
         Rules(controls=18)
-
-
-def test_controls_are_other_latents_and_random_where_there_are_none() -> None:
-    rows = np.diag(np.arange(1.0, 7.0))
-    rows[4] = 0
-    draw = np.random.default_rng(0)
-    found = control_directions(rows, np.array([0, 1, 2, 4]), 1, 5, draw)
-    assert np.allclose(np.linalg.norm(found, axis=1), 1)
-    assert {int(np.argmax(f)) for f in found[:2]} == {0, 2}  # alive, not itself, not empty
-    assert (np.abs(found[2:]) < 0.999).all()
 
 
 def test_thresholds_and_effects_are_of_other_groups() -> None:

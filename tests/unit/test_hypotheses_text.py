@@ -152,7 +152,11 @@ def test_a_planted_latent_gets_the_right_hypotheses(
         said("fires_on", "token", WORD, latent=7),
     ]
     result = assess(
-        [*candidates, *false], evidence, bank.seen.digests, Rules(min_active=10), progress=False
+        [*candidates, *false],
+        evidence,
+        bank.seen.digests,
+        Rules(min_active=10, enrichment=2.0),
+        progress=False,
     )
     verdicts = {
         (r["latent"], r["claim"], r["kind"], r["about"]): r["verdict"]
