@@ -6,8 +6,9 @@ The embedded CODI. speed: 18 vectors a problem (three sites, six thoughts) kept 
 are answered, against answering them, and against the plain Hugging Face model doing so with its
 own cache; a sweep over layers and positions with thoughts rerolled, against seven whole forwards a
 cell (one a thought and one for the answer), all pairs of a cell in one batch, as one would write
-it first. predict: the whole of `circuits predict` on 1,000 problems. seeds: what the thoughts of
-each seed carry, and the control.
+it first. predict: the whole of `circuits predict` on 1,000 problems, with SAEs fitted in the folds
+and with attention between the thoughts as well. seeds: what the thoughts of each seed carry, and
+the control.
 
 What was predicted before the first measurement: extraction keeps 21 small tensors of seven pieces
 and copies 18 vectors a problem: 0.95 to 1 of bare generation. TransformerLens' hooks cost a

@@ -15,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -205,13 +205,23 @@ def write_scores(folder: Path, scores: pd.DataFrame) -> None:
     scores.to_parquet(folder / SCORES, index=False)
 
 
+def read_tables(folder: Path | str, names: Sequence[str]) -> list[pd.DataFrame]:
+    """`<name>.parquet` of a run, for each name; raises `RunError` that names one that cannot be
+    read."""
+    tables = []
+    for name in names:
+        path = Path(folder) / f"{name}.parquet"
+        try:
+            tables.append(pd.read_parquet(path))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({error}): run it again.") from error
+    return tables
+
+
 def read_scores(folder: Path | str) -> pd.DataFrame:
     """Read scores.parquet; raises `RunError` when it is missing or damaged."""
-    path = Path(folder) / SCORES
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}): run it again.") from error
+    (scores,) = read_tables(folder, [Path(SCORES).stem])
+    return scores
 
 
 def _plain(value: Any) -> Any:

@@ -279,9 +279,8 @@ class WiredRuns:
             label = self._runs.labels.to(device)[some.pair, start + skip : start + x.shape[1]]
             state.put(of_row[mine], start + skip, some.circuit, label, members, Values(sae, there))
 
-        if (
-            place == 0 and begin == 0
-        ):  # nothing chosen lies before it: its input is that of the clean run
+        # Nothing chosen lies before the first site: its input is that of the clean run.
+        if place == 0 and begin == 0:
             _, values = self._runs.model.cache(self._runs.group.clean, [site])
             for part in torch.arange(len(rows)).split(batch_size or 64):
                 read(part, values[site][rows.pair[part.to(device)], :end], 0)

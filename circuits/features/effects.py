@@ -25,7 +25,6 @@ from circuits.saes.sae import Sae
 Readout = Callable[[Float[Tensor, "vector width"]], Float[Tensor, "vector output"]]
 DOSES = (-2.0, -1.0, 1.0, 2.0)
 _VECTORS_AT_ONCE = 1 << 15
-_RESAMPLES = 1000
 FEWEST = 5  # active examples from which on a mean over them is told
 
 
@@ -91,6 +90,7 @@ def latent_effects(
     doses: Sequence[float] = DOSES,
     scale: Float[Tensor, " latent"] | None = None,
     most: int = 4096,
+    resamples: int = 1000,
     seed: int = 0,
 ) -> Effects:
     """Write latents in, in several doses, and take them out, on examples that were not used to
@@ -98,7 +98,8 @@ def latent_effects(
 
     readout: the rest of the model. latents: by default all. scale: standard deviations of all
         latents (`spread`), by default over `vectors`; a latent without any gets no dose (0).
-    most: examples that are changed, at most; drawn with `seed`.
+    most: examples that are changed, at most; drawn with `seed`. resamples: of the intervals; 0 for
+        none (NaN).
 
     Raises `EffectError` for no vectors, no doses or a dose of 0, and latents that there are not.
     """
@@ -114,7 +115,7 @@ def latent_effects(
     coefficients = sae.coefficients(vectors.to(sae.dtype))[:, list(chosen)].to(vectors)
     rows = sae.rows[list(chosen)].to(vectors)
     kinds, outputs, n = len(given), plain.shape[1], len(vectors)
-    weights = torch.from_numpy(bootstrap_weights(n, _RESAMPLES, seed))
+    weights = torch.from_numpy(bootstrap_weights(n, resamples, seed))
     means = np.full((3, len(chosen), kinds, outputs), np.nan)
     taken = np.full((3, len(chosen), outputs), np.nan)
     active = (coefficients != 0).sum(0).cpu().numpy()
@@ -154,6 +155,9 @@ def _check(sae: Sae, vectors: Tensor, latents: Sequence[int], doses: Sequence[fl
 
 
 def _interval(change: Float[Tensor, "latent dose example output"], weights: Tensor) -> np.ndarray:
+    if not len(weights):
+        none = torch.full_like(change[:, :, 0], torch.nan)
+        return torch.stack([change.mean(2), none, none]).numpy()
     drawn = torch.einsum("re,ldeo->ldro", weights, change)
     bounds = torch.tensor([0.025, 0.975], dtype=drawn.dtype)
     low, high = drawn.quantile(bounds, dim=2)
@@ -165,13 +169,15 @@ def _interval_where(
 ) -> np.ndarray:
     """The same over the examples in which a latent is active; NaN under `FEWEST` of them. Draws
     that have none of them say nothing and are left out."""
-    masked = change * present[..., None]
-    count = present.to(change.dtype) @ weights.T
-    drawn = torch.einsum("re,leo->lro", weights, masked) / count[..., None]
-    bounds = torch.tensor([0.025, 0.975], dtype=drawn.dtype)
-    low, high = drawn.nanquantile(bounds, dim=1)
     number = present.sum(1)
+    masked = change * present[..., None]
     mean = masked.sum(1) / number[:, None]
+    low = high = torch.full_like(mean, torch.nan)
+    if len(weights):
+        count = present.to(change.dtype) @ weights.T
+        drawn = torch.einsum("re,leo->lro", weights, masked) / count[..., None]
+        bounds = torch.tensor([0.025, 0.975], dtype=drawn.dtype)
+        low, high = drawn.nanquantile(bounds, dim=1)
     found = torch.stack([mean, low, high]).numpy()
     found[:, (number < FEWEST).numpy()] = np.nan
     return found

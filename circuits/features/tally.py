@@ -122,8 +122,8 @@ class Tally:
     """What is known of one SAE's latents so far.
 
     before, after: tokens of context kept on each side of an example.
-    skip: positions at the beginning of each context that are left out; there is no token before
-        the first.
+    skip: positions at the beginning of each context that are left out. With 0, examples are single
+        ones, and no tokens before them are counted.
     """
 
     d_sae: int
@@ -169,10 +169,6 @@ class Tally:
         self.at.add(latent, batch.tokens[context, position])
         if self.skip:
             self.ahead.add(latent, batch.tokens[context, position - 1])
-        elif length > 1:
-            later = position > 0
-            tokens = batch.tokens[context[later], position[later] - 1]
-            self.ahead.add(latent[later], tokens)
         self._keep_strongest(batch, dense, context, position, latent, value)
 
     def _keep_strongest(

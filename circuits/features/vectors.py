@@ -108,7 +108,9 @@ def collect_vectors(
 
     effects = latent_effects(centred, sae, held_out.vectors, doses=given, scale=wide, seed=seed)
     # Which output it is comes from other examples than by how much.
-    before = latent_effects(centred, sae, explored.vectors, doses=[DOSE], scale=wide, seed=seed)
+    before = latent_effects(
+        centred, sae, explored.vectors, doses=[DOSE], scale=wide, resamples=0, seed=seed
+    )
     outputs = effects.written.mean.shape[-1]
     if outputs != len(explored.classes):
         raise VectorError(f"{outputs} outputs for {len(explored.classes)} classes: one each.")

@@ -13,9 +13,10 @@ from circuits.hypotheses.claims import Condition, Hypothesis, HypothesisError
 from circuits.hypotheses.endpoint import Endpoint, EndpointError
 from circuits.hypotheses.evidence import Evidence
 from circuits.hypotheses.own import read_hypotheses
+from circuits.hypotheses.reading import read_text
 from circuits.hypotheses.result import HypothesesResult
 from circuits.hypotheses.scored import describe_latents
-from circuits.hypotheses.text import TextEvidence, read_text
+from circuits.hypotheses.text import TextEvidence
 from circuits.hypotheses.vectors import VectorEvidence
 
 __all__ = [

@@ -37,14 +37,15 @@ def hypotheses_page(result: HypothesesResult) -> str:
         sections.append(("Descriptions", _descriptions(result)))
     text = result.record["evidence"]["kind"] == "text"
     what = "documents" if text else "examples"
-    inside = ", over all positions and inside documents" if text else ""
+    inside = " by the whole interval" + (", and inside documents" if text else "")
     how = (
         f"None of the {what} tested on was used to make a hypothesis "
         f"({result.record['explored']:,} were explored). Fires on: active in the class at least "
         f"{rules['enrichment']:g} times as often as outside{inside}. Raises and lowers: "
         f"{rules['dose']:g} standard deviations of the latent are added; the interval of the mean "
-        "effect must lie beyond the threshold, which is what other latents do in "
-        f"{rules['quantile']:.0%} of cases at the same norm of change, unless another is given. "
+        "effect must lie beyond the threshold, under which mixtures of other latents stay in "
+        f"{rules['quantile']:.0%} of cases at the same norm of change (on the same output, or, for "
+        "an output that was chosen among all, on the best of each), unless another is given. "
         f"All need q (Benjamini and Hochberg) of at most {rules['level']:g} and at least "
         f"{rules['min_active']} active examples. Recall: share of activations in the class; "
         "precision: share of the class that is active."

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from circuits.hypotheses.endpoint import Endpoint
-from circuits.runs import RunError, default_folder, new_run, read_record, write_record
+from circuits.runs import RunError, default_folder, new_run, read_record, read_tables, write_record
 
 _TABLES = ("hypotheses", "descriptions")
 VERDICTS = ("holds", "fails", "not enough data")
@@ -107,11 +107,5 @@ class HypothesesResult:
         record.pop("format")
         if record.get("method") != "hypotheses":
             raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
-        tables = []
-        for name in _TABLES:
-            path = Path(folder) / f"{name}.parquet"
-            try:
-                tables.append(pd.read_parquet(path))
-            except (OSError, ValueError) as error:
-                raise RunError(f"{path} cannot be read ({error}): run it again.") from error
-        return cls(tables[0], record, tables[1])
+        table, descriptions = read_tables(folder, _TABLES)
+        return cls(table, record, descriptions)

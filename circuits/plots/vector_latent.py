@@ -59,7 +59,7 @@ def vector_latent_json(gallery: Gallery, latent: int) -> dict[str, Any]:
         _examples(data, layout, gallery, latent)
         _pattern(data, layout, gallery, latent)
     _labels(data, layout, gallery, row, line)
-    _doses(data, layout, gallery, latent, line)
+    _doses(data, layout, gallery, row, line)
     return {"data": data, "layout": layout}
 
 
@@ -234,10 +234,10 @@ def _doses(
     data: list[dict[str, Any]],
     layout: dict[str, Any],
     gallery: Gallery,
-    latent: int,
+    row: dict[str, Any],
     line: tuple[float, float],
 ) -> None:
-    effects, place = gallery.effects, gallery.place(latent)
+    effects, place = gallery.effects, gallery.place(int(row["latent"]))
     below = sum(d < 0 for d in effects.doses)
     x = [*effects.doses[:below], 0.0, *effects.doses[below:]]
 
@@ -246,7 +246,7 @@ def _doses(
 
     mean = effects.written.mean[place]
     one = mean[effects.doses.index(1.0)]
-    first = int(gallery.bank.latent(gallery.site, latent)["boosted"])
+    first = int(row["boosted"])
     last = int(np.argmin(np.where(np.arange(len(one)) == first, np.inf, one)))
     rest = [k for k in range(len(gallery.classes)) if k not in (first, last)]
     data += [_line(x, with_zero(mean[:, k]), gallery.classes[k], _PALE) for k in rest]

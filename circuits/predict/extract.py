@@ -184,8 +184,9 @@ def task_vectors(
     looking = require(task, AttentionTask, "--features attention") if attention else None
 
     def run(some: Sequence[Labelled]) -> np.ndarray:
-        made = looking.attention(model, some, layers) if looking else None
-        made = task.vectors(model, some, sites) if made is None else made
+        made = (
+            looking.attention(model, some, layers) if looking else task.vectors(model, some, sites)
+        )
         return made.float().cpu().numpy()
 
     key = {"task": task.name, "model": model.name, "model_sha256": model.sha256}

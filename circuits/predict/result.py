@@ -17,6 +17,7 @@ from circuits.runs import (
     new_run,
     read_record,
     read_scores,
+    read_tables,
     write_record,
     write_scores,
 )
@@ -163,12 +164,5 @@ class PredictResult:
             raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
         if "targets" not in record:
             raise RunError(f"{folder} is not a whole run of predicting: it has no targets.")
-        tables = []
-        for name in _TABLES:
-            path = Path(folder) / f"{name}.parquet"
-            try:
-                tables.append(pd.read_parquet(path))
-            except (OSError, ValueError) as error:
-                raise RunError(f"{path} cannot be read ({error}): run it again.") from error
-        predictions, features, cells = tables
+        predictions, features, cells = read_tables(folder, _TABLES)
         return cls(read_scores(folder), predictions, features, cells, record)

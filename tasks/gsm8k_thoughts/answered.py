@@ -21,6 +21,7 @@ from tasks.gsm8k_thoughts.model import require_thoughts, thoughts_of
 from tasks.gsm8k_thoughts.pairs import answers_of, chain_vocabulary, layout_text
 
 _AT_ONCE = 256
+Place = TypeVar("Place")
 
 
 def answer_chains(
@@ -104,9 +105,6 @@ def thought_attention(
         return torch.stack([patterns[layer][:, :, looks, at] for layer in layers], 1).mT
 
     return _of_every(model, records, work)
-
-
-Place = TypeVar("Place")
 
 
 def attention_places(places: Sequence[Place]) -> list[tuple[Place, Place]]:
