@@ -18,10 +18,8 @@ _HEADS = (
     "log odds, 95% interval",
     "z",
     "responses",
-    "share",
     "baseline",
-    "share ",
-    "p (labels exchanged)",
+    "p",
     "p (Fisher)",
     "q",
     "random arms",
@@ -55,7 +53,7 @@ def _table(result: WordsResult, feature: str, arm: str, kind: str) -> Html:
     rows = []
     for row in result.of(feature, arm, kind).head(_ROWS).to_dict("records"):
         shares = [
-            number(row[f"responses{end}"] / max(1, row[f"n{end}"]), ".1%")
+            f"{row[f'responses{end}']:,} ({row[f'responses{end}'] / max(1, row[f'n{end}']):.0%})"
             for end in ("", "_baseline")
         ]
         chance = interval(row["random_low"], row["random_low"], row["random_high"], "+.2f")
@@ -65,10 +63,7 @@ def _table(result: WordsResult, feature: str, arm: str, kind: str) -> Html:
                 row["verdict"],
                 interval(row["log_odds"], row["low"], row["high"], "+.2f"),
                 number(row["z"], "+.1f"),
-                f"{row['responses']:,}",
-                shares[0],
-                f"{row['responses_baseline']:,}",
-                shares[1],
+                *shares,
                 number(row["p_permutation"], ".2g"),
                 number(row["p_fisher"], ".2g"),
                 number(row["q"], ".2g"),
@@ -99,7 +94,7 @@ def _how(result: WordsResult) -> str:
         f"Quinn 2008) from {prior}, {rules['prior']:g} pseudo-counts for each word written; "
         "intervals are from resampled "
         f"{'prompts' if result.record['unit'] == 'prompt' else 'trials'}. Tests count whether a "
-        "response holds a word, never how often. Verdicts rest on p (labels exchanged); Fisher's "
+        "response holds a word, never how often. Verdicts rest on p (labels exchanged) and q; Fisher's "
         "takes all responses as independent. Mixed: shares of responses and log odds point to "
         f"different sides. Sign: {result.record['sign_convention']}."
     )
