@@ -94,8 +94,8 @@ class Arms:
         return np.stack([m.getnnz(axis=0).astype(np.int64) for m in both])
 
     def by_prompt(
-        self, words: Int[np.ndarray, " word"]
-    ) -> tuple[Int[np.ndarray, "arm prompt word"], Int[np.ndarray, "arm prompt"]]:
+        self, words: Int[np.ndarray, " tested"]
+    ) -> tuple[Int[np.ndarray, "arm prompt tested"], Int[np.ndarray, "arm prompt"]]:
         """(responses that hold each of some words, responses) by arm and prompt."""
         held, every = [], []
         for rows, prompt in ((self.mine, self.prompt), (self.other, self.other_prompt)):
@@ -104,8 +104,8 @@ class Arms:
         return np.stack(held), np.stack(every)
 
     def differing(
-        self, words: Int[np.ndarray, " word"]
-    ) -> tuple[Int[np.ndarray, " word"], Int[np.ndarray, " word"]]:
+        self, words: Int[np.ndarray, " tested"]
+    ) -> tuple[Int[np.ndarray, " tested"], Int[np.ndarray, " tested"]]:
         """In how many pairs of trials only the arm's response, or only the baseline's, holds each
         of some words."""
         mine, other = _present(self.mine[:, words]), _present(self.other[:, words])
@@ -115,14 +115,14 @@ class Arms:
 
     def resampled(
         self,
-        words: Int[np.ndarray, " word"],
-        prior: Float[np.ndarray, " word"],
+        words: Int[np.ndarray, " tested"],
+        prior: Float[np.ndarray, " tested"],
         prior_total: float,
         *,
         by_prompt: bool,
         resamples: int,
         seed: int,
-    ) -> Float[np.ndarray, "resample word"]:
+    ) -> Float[np.ndarray, "resample tested"]:
         """Log odds ratios of some words when prompts, or else trials, are drawn anew.
 
         Pairs of trials are drawn together. prior: of these words.

@@ -152,7 +152,7 @@ class _Work:
             tables.append(self._unlike(difference, both, words, permutations, names))
         return tables, permutations
 
-    def _enough(self, held: Int[np.ndarray, " word"]) -> Int[np.ndarray, " word"]:
+    def _enough(self, held: Int[np.ndarray, " word"]) -> Int[np.ndarray, " tested"]:
         return np.flatnonzero(held >= self.rules.min_responses)
 
     def _permutations(self, words: int) -> int:
@@ -177,7 +177,7 @@ class _Work:
     def _odds(
         self,
         arms: Arms,
-        words: Int[np.ndarray, " word"],
+        words: Int[np.ndarray, " tested"],
         prior: tuple[Float[np.ndarray, " word"], float],
         rng: np.random.Generator,
     ) -> tuple[Any, Any, Any]:
@@ -200,7 +200,7 @@ class _Work:
         self,
         kind: str,
         arms: Arms,
-        words: Int[np.ndarray, " word"],
+        words: Int[np.ndarray, " tested"],
         permutations: int,
         names: list[str],
     ) -> pd.DataFrame:
@@ -228,7 +228,7 @@ class _Work:
         }
         return pd.DataFrame(columns)
 
-    def _counts(self, arms: Arms, words: Int[np.ndarray, " word"], kind: str) -> dict[str, Any]:
+    def _counts(self, arms: Arms, words: Int[np.ndarray, " tested"], kind: str) -> dict[str, Any]:
         vocabulary = np.array(self.corpus.vocabulary, dtype=object)
         found: dict[str, Any] = {"kind": kind, "word": vocabulary[words]}
         for i, end in enumerate(("", "_baseline")):
@@ -242,7 +242,7 @@ class _Work:
         self,
         kinds: tuple[str, str],
         both: tuple[Arms, Arms],
-        words: Int[np.ndarray, " word"],
+        words: Int[np.ndarray, " tested"],
         permutations: int,
         names: list[str],
     ) -> pd.DataFrame:
@@ -274,14 +274,14 @@ class _Work:
         return pd.DataFrame(columns)
 
 
-def _effect(arms: Arms, words: Int[np.ndarray, " word"]) -> tuple[Any, Any]:
+def _effect(arms: Arms, words: Int[np.ndarray, " tested"]) -> tuple[Any, Any]:
     if arms.paired:
         return test.effect_of_pairs(*arms.differing(words), arms.n[0])
     held = arms.held[:, words]
     return test.effect_of_trials(held[0], arms.n[0], held[1], arms.n[1])
 
 
-def _interval(drawn: Float[np.ndarray, "resample word"]) -> tuple[np.ndarray, np.ndarray]:
+def _interval(drawn: Float[np.ndarray, "resample tested"]) -> tuple[np.ndarray, np.ndarray]:
     if drawn.shape[1] == 0:
         return np.zeros(0), np.zeros(0)
     low, high = np.quantile(drawn, _TAIL, axis=0)
@@ -317,7 +317,8 @@ def _beside_random(table: pd.DataFrame) -> pd.DataFrame:
     same: Any = table[is_random & (table["verdict"] != "no evidence")]
     counts = same.groupby([*keys, "verdict"], sort=False).size().rename("random_same")
     joined = joined.merge(counts.reset_index(), on=[*keys, "verdict"], how="left")
-    joined["random_same"] = joined["random_same"].fillna(0).astype(int)
+    itself = joined["arm"].str.startswith("random") & (joined["verdict"] != "no evidence")
+    joined["random_same"] = joined["random_same"].fillna(0).astype(int) - itself.astype(int)
     first = ["feature", "kind", "arm", "word", "verdict", "log_odds", "low", "high", "z"]
     first += ["difference", "p_fisher", "p_permutation", "q"]
     return joined[[*first, *(c for c in joined.columns if c not in first)]]

@@ -65,7 +65,7 @@ def read_corpus(
         raise LogError("no log was given: at least one is needed.")
     lines = chain.from_iterable(read_log(path) for path in logs)
     shown = tqdm(lines, desc="responses", unit=" lines", delay=2)
-    return count(shown, splitter, features=features)
+    return count(iter(shown), splitter, features=features)
 
 
 def paired_by_design(logs: Sequence[str | Path]) -> bool:
