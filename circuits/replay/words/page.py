@@ -95,6 +95,6 @@ def _how(result: WordsResult) -> str:
         "intervals are from resampled "
         f"{'prompts' if result.record['unit'] == 'prompt' else 'trials'}. Tests count whether a "
         "response holds a word, never how often. Verdicts rest on p (labels exchanged) and q; "
-        "Fisher's takes all responses as independent. Mixed: shares of responses and log odds point to "
-        f"different sides. Sign: {result.record['sign_convention']}."
+        "Fisher's takes all responses as independent. Mixed: shares of responses and log odds "
+        f"point to different sides. Sign: {result.record['sign_convention']}."
     )
