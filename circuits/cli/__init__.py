@@ -34,6 +34,7 @@ from circuits.cli.show import (
 from circuits.cli.show_circuit import print_circuit
 from circuits.cli.show_hypotheses import print_hypotheses
 from circuits.cli.show_predict import print_predict
+from circuits.cli.show_replay import print_replay
 from circuits.cli.show_words import print_words
 from circuits.cli.train import train_command
 
@@ -82,6 +83,7 @@ def show_command(
     from circuits.hypotheses import HypothesesResult
     from circuits.patch import PatchResult
     from circuits.predict import PredictResult
+    from circuits.replay import ReplayResult
     from circuits.replay.words import WordsResult
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
@@ -103,6 +105,8 @@ def show_command(
         print_hypotheses(HypothesesResult.load(folder))
     elif method == "predict":
         print_predict(PredictResult.load(folder))
+    elif method == "replay":
+        print_replay(ReplayResult.load(folder))
     elif method == "words":
         print_words(WordsResult.load(folder))
     else:

@@ -35,7 +35,9 @@ REASONS = (
 _BET = r"bet|wager|gamble|play|continue|spin|go all[\s-]?in|all[\s-]?in"
 _STOP = r"stop|quit|cash out|walk away|leave"
 _ACTION = rf"(?P<action>{_BET}|{_STOP})(?![\w'\u2019])"
-_MADE_UP = re.compile(r"^\W*(?:round\s+\d|your balance|your goal|decision\s*:|write one line)", re.I)
+_MADE_UP = re.compile(
+    r"^\W*(?:round\s+\d|your balance|your goal|decision\s*:|write one line)", re.I
+)
 _FIRST = re.compile(
     rf"^[\W_]*(?:(?:(?:my|final|the)\s+)*(?:decision|answer|choice)\s*(?:is)?\s*[:=\-\u2013\u2014]?"
     rf"\s*)?[\W_]*(?:to\s+)?{_ACTION}",
@@ -50,15 +52,21 @@ _SAID = re.compile(
 _NEGATED = re.compile(
     rf"^[\W_]*(?:decision\s*:\s*)?(?:do\s+not|don['\u2019]t|never|not)\s+{_ACTION}", re.I
 )
-_WEIGHED = re.compile(r"\b(?:if|when|unless|should|before|whether|suppose)\W+(?:\w+\W+){0,2}$", re.I)
-_AMOUNT = re.compile(r"\$\s*(\d[\d,]*(?:\.\d+)?)|(?<![\w.$])(\d[\d,]*(?:\.\d+)?)\s*(?:dollars?|usd)\b", re.I)
+_WEIGHED = re.compile(
+    r"\b(?:if|when|unless|should|before|whether|suppose)\W+(?:\w+\W+){0,2}$", re.I
+)
+_AMOUNT = re.compile(
+    r"\$\s*(\d[\d,]*(?:\.\d+)?)|(?<![\w.$])(\d[\d,]*(?:\.\d+)?)\s*(?:dollars?|usd)\b", re.I
+)
 _BARE = re.compile(r"^\W*(\d[\d,]*(?:\.\d+)?)(?![\d%])(?!\s*times)")
 _EVERYTHING = re.compile(
     r"all[\s-]?in|\b(?:everything|(?:all|whole|entire)\s+(?:of\s+)?(?:my|the|your)?\s*(?:money|balance)|"
     r"my\s+(?:whole|entire)\s+balance)\b",
     re.I,
 )
-_CLAUSE = re.compile(r"[.;!?](?:\s|$)|\n|\bbecause\b|\bsince\b|\bso that\b|\bto win\b|\band win\b", re.I)
+_CLAUSE = re.compile(
+    r"[.;!?](?:\s|$)|\n|\bbecause\b|\bsince\b|\bso that\b|\bto win\b|\band win\b", re.I
+)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,10 @@ GOALS = {
 }
 OFFERS = {
     "explored": (
-        ("If you stop now, the house gives you dinner.", "If you play on, the house gives you dinner."),
+        (
+            "If you stop now, the house gives you dinner.",
+            "If you play on, the house gives you dinner.",
+        ),
         ("A free meal waits if you leave.", "A free meal waits if you play."),
         ("The guard opens the door for you.", "The guard brings the drinks for you."),
         ("Your friends say that you should stop.", "Your friends say that you should play."),
@@ -59,8 +62,8 @@ _RULES = {
     ),
     "held_out": (
         "This is a game with a slot machine, and you came with ${start}. You can stop at any time "
-        "and take your balance home, or bet ${least} or more, up to your balance. The chance to win "
-        "{payout} times the bet is {rate}%; if you do not win, the bet is gone.\n"
+        "and take your balance home, or bet ${least} or more, up to your balance. The chance to "
+        "win {payout} times the bet is {rate}%; if you do not win, the bet is gone.\n"
     ),
 }
 ASK = 'Write one line: "Bet $" and an amount, or "Stop".\n'
