@@ -93,7 +93,7 @@ class Gambling:
             every, kinds = itertools.islice(texts, _TRIED * n), KINDS
         if chat:
             every = ((as_chat(model.tokenizer, a), as_chat(model.tokenizer, b)) for a, b in every)
-        matched = (both for both in every if length(both[0]) == length(both[1]))
+        matched = (both for both in every if _line_up(*both, length))
         chosen = list(itertools.islice(matched, n // 2))
         if len(chosen) < n // 2:
             raise TaskError(
@@ -144,10 +144,7 @@ class Gambling:
                 _drawn(seed, split, goals, offers), _TRIED * n
             )
         )
-        # Each sentence on its own, so that what follows stands at one place in both prompts.
-        matched = (
-            p for p in every if length(p.clean) == length(p.corrupted) and _lines_up(p, length)
-        )
+        matched = (p for p in every if _line_up(p.clean, p.corrupted, length))
         chosen = list(itertools.islice(matched, n))
         if len(chosen) < n:
             raise TaskError(
@@ -215,9 +212,12 @@ def _pair(scene: Scene, goal: Phrases, offer: Phrases, contrast: str, tokenizer:
     return Pair(texts[0], texts[1], STOP, BET, marks, template)
 
 
-def _lines_up(pair: Pair, length: _Length) -> bool:
-    """Whether each line of the prompts has as many tokens, so that named positions agree."""
-    lines = [text.splitlines(keepends=True) for text in (pair.clean, pair.corrupted)]
-    return len(lines[0]) == len(lines[1]) and all(
-        length(a) == length(b) for a, b in zip(*lines, strict=True)
+def _line_up(first: str, second: str, length: _Length) -> bool:
+    """Whether each line of two prompts has as many tokens, so that every position agrees; two
+    lines that differ could make up for each other."""
+    lines = [text.splitlines(keepends=True) for text in (first, second)]
+    return (
+        length(first) == length(second)
+        and len(lines[0]) == len(lines[1])
+        and all(length(a) == length(b) for a, b in zip(*lines, strict=True))
     )
