@@ -157,12 +157,21 @@ class InputsTask(Task, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to be continued. kind: the family it belongs to, such as safe or risky; "" for tasks
+    that have one family only."""
+
+    text: str
+    kind: str = ""
+
+
 @runtime_checkable
 class GenerateTask(Task, Protocol):
     """Prompts to be answered at length, and a strict reading of the answers."""
 
-    def prompts(self, model: Any, *, n: int = 12, seed: int = 0) -> Sequence[str]:
-        """Prompts to continue."""
+    def prompts(self, model: Any, *, n: int = 12, seed: int = 0) -> Sequence[Prompt]:
+        """`n` prompts to continue, in all kinds together, the same ones for the same seed."""
         ...
 
     def parse(self, response: str) -> Mapping[str, Any]:

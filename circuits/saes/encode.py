@@ -7,7 +7,7 @@ arrays more. For all others its `encode` is used. The results are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,29 @@ def sparse_encoder(sae: Any) -> SparseEncoder:
     if architecture == "topk" and k is not None:
         return lambda x: _largest(_before(sae, x), int(k))
     return lambda x: _of_dense(sae.encode(x[None])[0])
+
+
+def narrow_encoder(
+    sae: Any, latents: Sequence[int]
+) -> Callable[[Float[Tensor, "vector width"]], Float[Tensor, "vector some"]] | None:
+    """An encoder of these latents alone, which reads only their columns; None for architectures
+    whose gate needs more than a latent's own pre-activation (TopK, gated) or whose form is unknown.
+    """
+    activation = getattr(sae, "activation_fn", None)
+    kind = sae.cfg.architecture()
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        return None
+    if kind not in ("standard", "jumprelu") or not isinstance(activation, nn.ReLU):
+        return None
+    which = torch.tensor(list(latents), device=sae.W_enc.device)
+    weights, bias = sae.W_enc[:, which], sae.b_enc[which]
+    threshold = sae.threshold[which].clamp(min=0) if kind == "jumprelu" else torch.zeros_like(bias)
+
+    def encode(x: Tensor) -> Tensor:
+        before = sae.process_sae_in(x[None])[0] @ weights + bias
+        return torch.where(before > threshold, before, 0.0)
+
+    return encode
 
 
 def _before(sae: Any, x: Tensor) -> Tensor:

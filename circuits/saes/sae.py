@@ -7,6 +7,7 @@ scaled by what the normalisation divided by, which differs from token to token: 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.saes.encode import sparse_encoder
+from circuits.saes.encode import narrow_encoder, sparse_encoder
 from circuits.sites import Site
 
 _DENSE_AT_ONCE = 1 << 22  # latents, zeros included, that are held at once
@@ -214,6 +215,33 @@ class Sae:
         found = self._sae.encode(read[None])[0]
         return found * self._affine(read)[0] if self.normalises else found
 
+    def reader(
+        self, latents: Sequence[int]
+    ) -> Callable[[Float[Tensor, "vector width"]], Float[Tensor, "vector some"]]:
+        """A function that gives the effective coefficients of a few latents, in their order.
+
+        Where a latent's gate needs nothing but its own pre-activation (standard, JumpReLU), only
+        its column of the encoder is used; otherwise all latents are encoded. The numbers are those
+        of `coefficients` up to rounding.
+        """
+        narrow, which = narrow_encoder(self._sae, latents), list(latents)
+
+        @torch.no_grad()
+        def read(x: Tensor) -> Tensor:
+            if narrow is None:
+                return self.coefficients(x)[:, which]
+            taken = x - self._mean(x)
+            found = narrow(taken)
+            self._forget()
+            return found * self._affine(taken)[0] if self.normalises else found
+
+        return read
+
+    def _forget(self) -> None:
+        """Drop what SAELens keeps of an input for a decode that does not follow."""
+        for state in ("ln_mu", "ln_std", "x_norm_coeff"):
+            self._sae.__dict__.pop(state, None)
+
     def preactivations(
         self, x: Float[Tensor, "vector width"], latents: Int[Tensor, " vector"] | None = None
     ) -> Tensor:
@@ -225,8 +253,7 @@ class Sae:
         """
         read = x - self._mean(x)
         taken = self._sae.process_sae_in(read[None])[0]
-        for state in ("ln_mu", "ln_std", "x_norm_coeff"):  # kept for a decode that does not follow
-            self._sae.__dict__.pop(state, None)
+        self._forget()
         factor, bias = self._encoder
         if latents is None:
             made = (taken @ self._sae.W_enc) * factor + bias
