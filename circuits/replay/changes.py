@@ -166,15 +166,11 @@ def changes(
             a, b = (_columns(arm[site], some) for arm in (first, second))
             tables.append(_tested(str(site), some, count[some], a, b, units, seed))
     if not tables:
-        tables = [_tested("", *_nothing(len(units.prompt)), units, seed)]
+        none, empty = np.zeros(0, dtype=int), np.zeros((len(units.prompt), 0))
+        tables = [_tested("", none, none, empty, empty, units, seed)]
     table = pd.concat(tables, ignore_index=True)
     table["q"] = false_discoveries(table["p"].to_numpy(float))
     return table
-
-
-def _nothing(trials: int) -> tuple[Any, ...]:
-    none = np.zeros(0, dtype=int)
-    return none, none, np.zeros((trials, 0)), np.zeros((trials, 0))
 
 
 def _columns(

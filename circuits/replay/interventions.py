@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -159,6 +159,7 @@ class Other:
         return self.change.by_row
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What all three have."""
 
