@@ -159,11 +159,10 @@ class InputsTask(Task, Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to be continued. kind: the family it belongs to, such as safe or risky; "" for tasks
-    that have one family only."""
+    """A prompt to be continued. kind: the family it belongs to, such as safe or risky."""
 
     text: str
-    kind: str = ""
+    kind: str = "all"
 
 
 @runtime_checkable

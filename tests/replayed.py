@@ -10,7 +10,7 @@ from torch import Tensor
 from circuits.models.hooked import HookedModel
 from circuits.saes import SaeSet
 from circuits.saes.collection import SaeSource
-from circuits.sites import Site
+from circuits.sites import SITE_KINDS, Site
 from tests.unit.test_saes import LATENTS, WIDTH, make_sae
 
 PRE, POST, LATE = Site(1, "resid_pre"), Site(1, "resid_post"), Site(3, "resid_post")
@@ -34,7 +34,7 @@ def random_saes(
             site, f"random-{site}", architecture, LATENTS, WIDTH, "tiny", False, f"sha-{site}", load
         )
 
-    found = {site: source(site, i) for i, site in enumerate(sites)}
+    found = {site: source(site, 10 * site.layer + SITE_KINDS.index(site.kind)) for site in sites}
     return SaeSet(found, torch.device("cpu"), memory)
 
 

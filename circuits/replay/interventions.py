@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,8 +30,6 @@ from circuits.sites import Site
 
 Mode = Literal["hold", "scale", "remove"]
 Where = Literal["prompt", "generated", "all"]
-# From coefficients [row, position] and the position of the first of them to the change of them.
-Delta = Callable[[Tensor, int], Tensor]
 
 
 class ReplayError(CircuitsError):
@@ -159,20 +157,7 @@ class Other:
         return self.change.by_row
 
 
-@runtime_checkable
-class Intervention(Protocol):
-    """What all three have."""
-
-    @property
-    def site(self) -> Site: ...
-    @property
-    def where(self) -> Where: ...
-    @property
-    def skip(self) -> int: ...
-    @property
-    def first(self) -> bool: ...
-    @property
-    def by_row(self) -> bool: ...
+Intervention = Change | Other | Reconstruction
 
 
 def touched(
@@ -195,7 +180,7 @@ class SiteEdit:
     """
 
     sae: Sae
-    interventions: Sequence[Change | Other | Reconstruction]
+    interventions: Sequence[Intervention]
     prompt_length: int
     read: Callable[[Tensor], Tensor]  # [vector, width] -> coefficients [vector, change]
     directions: Float[Tensor, "change width"]
@@ -252,7 +237,7 @@ class SiteEdit:
 
 def edits_of(
     saes: SaeSet,
-    interventions: Sequence[Change | Other | Reconstruction],
+    interventions: Sequence[Intervention],
     prompt_length: int,
 ) -> dict[Site, SiteEdit]:
     """The interventions as edits of `HookedModel` (`run_all_positions`, `generate`, `forced`).
@@ -261,7 +246,7 @@ def edits_of(
     Raises `ReplayError` for sites without an SAE, latents that an SAE does not have, two changes of
     one latent whose positions overlap, and a latent without a direction to write along.
     """
-    by_site: dict[Site, list[Change | Other | Reconstruction]] = {}
+    by_site: dict[Site, list[Intervention]] = {}
     for one in interventions:
         by_site.setdefault(one.site, []).append(one)
     return {site: _site_edit(saes, site, found, prompt_length) for site, found in by_site.items()}
@@ -270,7 +255,7 @@ def edits_of(
 def _site_edit(
     saes: SaeSet,
     site: Site,
-    found: Sequence[Change | Other | Reconstruction],
+    found: Sequence[Intervention],
     prompt_length: int,
 ) -> SiteEdit:
     if site not in saes.sources:
@@ -302,7 +287,7 @@ def _direction(sae: Sae, one: Change | Other) -> Float[Tensor, " width"]:
     return row
 
 
-def _check_once(found: Sequence[Change | Other | Reconstruction]) -> None:
+def _check_once(found: Sequence[Intervention]) -> None:
     """Two changes of one latent at one position contradict each other."""
     seen: list[tuple[Any, Intervention]] = []
     for one in found:
@@ -314,7 +299,7 @@ def _check_once(found: Sequence[Change | Other | Reconstruction]) -> None:
         seen.append((key, one))
 
 
-def describe(one: Change | Other | Reconstruction) -> dict[str, Any]:
+def describe(one: Intervention) -> dict[str, Any]:
     """What a run's record says of an intervention."""
     places: Mapping[str, Any] = {"where": one.where, "skip": one.skip, "first": one.first}
     if isinstance(one, Reconstruction):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,28 @@ class PathwaysResult:
                 f"the effect on {record['outcome']}"
             )
         return said + "."
+
+    def warnings(self) -> list[str]:
+        """What must not be missed."""
+        record, said = self.record, []
+        every: Any = self.pathways
+        for view, suffix in (("", ""), ("held_", "_held")):
+            tested = int(every[f"{view}p"].notna().sum())
+            smallest = record[f"smallest_p{suffix}"]
+            needed = math.ceil(tested * smallest / record["level"] - 1e-9)
+            if needed > 1:
+                where = "with the text held" if view else "in the run"
+                said.append(
+                    f"{record[f'units{suffix}']} {record[f'unit{suffix}']}s give no p below "
+                    f"{smallest:.2g}: of {tested} latents tested {where}, at least {needed} must "
+                    "change for any to be found. More prompts would help."
+                )
+        if record["unit"] == "trial":
+            said.append(
+                f"With {record['prompts']} prompts, tests and intervals are over trials: they say "
+                "nothing of other prompts."
+            )
+        return said
 
     def page(self, bank: FeatureBank | None = None) -> str:
         """Graph, figures and tables as one page that opens without a network."""

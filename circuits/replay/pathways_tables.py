@@ -65,6 +65,7 @@ def tables_of(
         "prompts": units[0].n_prompts,
         "n_trials": len(units[0].prompt),
         "smallest_p": units[0].smallest_p,
+        "smallest_p_held": held.smallest_p,
         "unit_held": held.kind,
         "units_held": len(held),
         "trials_held": len(held.prompt),

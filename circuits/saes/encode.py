@@ -46,7 +46,7 @@ def narrow_encoder(
         return None
     if kind not in ("standard", "jumprelu") or not isinstance(activation, nn.ReLU):
         return None
-    which = torch.tensor(list(latents), device=sae.W_enc.device)
+    which = torch.tensor(list(latents), dtype=torch.long, device=sae.W_enc.device)
     weights, bias = sae.W_enc[:, which], sae.b_enc[which]
     threshold = sae.threshold[which].clamp(min=0) if kind == "jumprelu" else torch.zeros_like(bias)
 

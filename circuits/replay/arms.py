@@ -1,0 +1,184 @@
+"""The arms of a run: what is done to the model in each, random numbers being the same in all.
+
+- no-op: every change scales its latent by 1. The whole machinery runs and nothing is changed.
+- reconstruction: activations at the changed sites and positions become their reconstructions, which
+  is what would be mixed up with the latent's effect if the SAE were spliced in.
+- random-1, random-2, ...: the latent's write along another latent's decoder row, of the same norm
+  at every position. The other latent is drawn from those that are about as often active.
+- latent: the changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuits.models.hooked import HookedModel
+from circuits.replay.generate import generate
+from circuits.replay.interventions import (
+    Change,
+    Intervention,
+    Other,
+    Reconstruction,
+    ReplayError,
+    edits_of,
+    touched,
+)
+from circuits.replay.prompts import Prompts, batches
+from circuits.replay.sampling import Sampling
+from circuits.saes import SaeSet
+from circuits.sites import Site
+
+NO_OP, RECONSTRUCTION, LATENT = "no-op", "reconstruction", "latent"
+_NEAREST = 50  # latents of about the same rate, among which random ones are drawn
+_ALIKE = 0.5  # cosine of decoder rows from which on a latent is no control for another
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often latents are active where a run changes them. counts: per site [latent]; positions:
+    how many were looked at."""
+
+    counts: Mapping[Site, np.ndarray]
+    positions: int
+
+
+def no_op(changes: Sequence[Change]) -> list[Change]:
+    """The same reads and writes, of nothing."""
+    return [replace(change, mode="scale", value=1.0) for change in changes]
+
+
+def reconstructions(changes: Sequence[Change]) -> list[Reconstruction]:
+    """One a changed site; wherever a latent of it is changed."""
+    found: dict[Site, Reconstruction] = {}
+    for one in changes:
+        new = Reconstruction(one.site, one.where, one.skip, one.first)
+        old = found.get(one.site, new)
+        where = old.where if old.where == new.where else "all"
+        skip, first = min(old.skip, new.skip), old.first or new.first
+        found[one.site] = Reconstruction(one.site, where, skip, first)
+    return list(found.values())
+
+
+def arms_of(changes: Sequence[Change], randoms: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Interventions by arm. randoms: of each random arm, the latent that stands for each change."""
+    found: dict[str, list[Intervention]] = {
+        NO_OP: [*no_op(changes)],
+        RECONSTRUCTION: [*reconstructions(changes)],
+    }
+    for i, latents in enumerate(randoms, start=1):
+        others = zip(changes, latents, strict=True)
+        found[f"random-{i}"] = [Other(change, latent) for change, latent in others]
+    return {**found, LATENT: [*changes]}
+
+
+def measure_rates(
+    model: HookedModel,
+    saes: SaeSet,
+    prompts: Prompts,
+    changes: Sequence[Change],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stop: Sequence[int],
+    batch_size: int,
+) -> Rates:
+    """How often each latent is active at the positions that are changed, in prompts and in what the
+    unchanged model writes (trial 0 of every prompt)."""
+    sites = sorted({change.site for change in changes})
+    counts = {site: np.zeros(saes[site].d_sae, dtype=np.int64) for site in sites}
+    positions = 0
+    for batch in batches(prompts, 1, batch_size):
+        length = batch.tokens.shape[1]
+        edits = edits_of(saes, no_op(changes), length)
+        written = generate(
+            model,
+            batch.tokens,
+            batch.keys,
+            edits=edits,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            stop=stop,
+            watch=sites,
+            top=1,
+        )
+        before = model.activations(batch.tokens, sites)
+        for i, site in enumerate(sites):
+            # Step 0 is made at the prompt's last position, which is counted with the prompt.
+            values = torch.cat([before[site].cpu(), written.activations[site][:, 1:]], 1)
+            ended = torch.ones(before[site].shape[:2], dtype=torch.bool)
+            there = torch.cat([ended, written.inside[:, 1:]], 1)
+            masks = [touched(c, 0, values.shape[1], length) for c in changes if c.site == site]
+            chosen = there & torch.stack(masks).any(0)
+            counts[site] += _active(saes, site, values[chosen].to(model.device))
+            positions += int(chosen.sum()) if i == 0 else 0
+    return Rates(counts, positions)
+
+
+def _active(saes: SaeSet, site: Site, x: Tensor) -> np.ndarray:
+    if not len(x):
+        return np.zeros(saes[site].d_sae, dtype=np.int64)
+    latents = saes[site].encode_sparse(x[None].to(saes[site].dtype)).latents
+    return np.bincount(latents.latent.cpu().numpy(), minlength=saes[site].d_sae)
+
+
+def draw_others(
+    saes: SaeSet, rates: Rates, changes: Sequence[Change], arms: int, seed: int
+) -> list[list[int]]:
+    """For each random arm, a latent for each change: drawn from the 50 whose rates are closest.
+
+    Changed latents themselves, latents with decoder rows of zeros and those that write nearly the
+    same (cosine above 0.5 either way) are left out. No latent stands for one change in two arms.
+    Raises `ReplayError` when there are not as many.
+    """
+    drawn = []
+    for number, change in enumerate(changes):
+        rows = saes[change.site].rows.float()
+        norms = rows.norm(dim=1)
+        cosines = (rows @ rows[change.latent]) / (norms * norms[change.latent]).clamp(min=1e-20)
+        excluded = (norms == 0) | (cosines.abs() > _ALIKE)
+        excluded[[c.latent for c in changes if c.site == change.site]] = True
+        candidates = (~excluded).nonzero().squeeze(1).cpu().numpy()
+        counts = rates.counts[change.site]
+        apart = np.abs(np.log((counts[candidates] + 0.5) / (counts[change.latent] + 0.5)))
+        nearest = candidates[np.argsort(apart, kind="stable")[: max(_NEAREST, arms)]]
+        if len(nearest) < arms:
+            raise ReplayError(
+                f"{change.site} has {len(nearest)} latents that could stand for {change.latent}, "
+                f"{arms} random arms need {arms}: ask for fewer."
+            )
+        rng = np.random.default_rng([seed, number, change.latent])
+        drawn.append(rng.choice(nearest, size=arms, replace=False).tolist())
+    return [[latents[arm] for latents in drawn] for arm in range(arms)]
+
+
+def record_of(
+    saes: SaeSet, rates: Rates, changes: Sequence[Change], randoms: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """What a run's record says of the changed latents and of those that stand for them."""
+    found = []
+    for i, change in enumerate(changes):
+        rows, counts = saes[change.site].rows.float(), rates.counts[change.site]
+        own = rows[change.latent]
+        others = [latents[i] for latents in randoms]
+        found.append(
+            {
+                "site": str(change.site),
+                "latent": change.latent,
+                "rate": float(counts[change.latent]) / max(1, rates.positions),
+                "norm": float(own.norm()),
+                "random": others,
+                "random_rates": [float(counts[o]) / max(1, rates.positions) for o in others],
+                "random_cosines": [
+                    float(rows[o] @ own / (rows[o].norm() * own.norm())) for o in others
+                ],
+            }
+        )
+    return found
