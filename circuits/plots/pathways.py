@@ -189,8 +189,8 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
         )
     lines = [
         f"On {result.record['outcome']}. Direct: the change with the no-op arm's tokens; by "
-        "tokens: the patched arm's tokens without the change; with the interaction they add up to the "
-        "total. Bands are 95% intervals; later steps have fewer trials.",
+        "tokens: the patched arm's tokens without the change; with the interaction they add up to "
+        "the total. Bands are 95% intervals; later steps have fewer trials.",
     ]
     top = title(figure, "Direct and by tokens", f", {_where(result)}", lines)
     figure.update_layout(
