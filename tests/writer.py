@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.replay.prompts import Prompts
 from circuits.sites import Site
 from tests.planted import Network, copy, empty_model, mix, mlp, network, rows
 
@@ -61,7 +63,34 @@ def writer(chain: bool = False) -> Network:
     module.W_U.data[:, NO] = 0
     module.W_U.data[:, STOP] = -2 * way["O"]
     known = {str(SOURCE): ["S", "T", "Y", "D"], str(FIRST): ["M", "N"], str(SECOND): ["K", "R"]}
-    return network(module, WORDS, way, known, bias=way["O"])
+    made = network(module, WORDS, way, known, bias=way["O"])
+    made.model.tokenizer = speller()
+    return made
+
+
+@cache
+def speller() -> Any:
+    """A tokenizer of the words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(WORDS)}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="bos"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="bos")
+
+
+def prompts(count: int, seed: int = 0) -> Prompts:
+    """Different prompts of two lengths, in two kinds."""
+    draw = np.random.default_rng(seed)
+    found: list[tuple[int, ...]] = []
+    while len(found) < count:
+        ids = (0, *draw.integers(1, 5, 4 + len(found) % 2).tolist())
+        if ids not in found:
+            found.append(ids)
+    texts = tuple(" ".join(WORDS[i] for i in ids) for ids in found)
+    kinds = tuple("odd" if i % 2 else "even" for i in range(count))
+    return Prompts(texts, kinds, tuple(found), False)
 
 
 def latent(made: Network, site: Site, feature: str) -> int:

@@ -146,10 +146,13 @@ def changes(
     *,
     least: int = LEAST_UNITS,
     seed: int = 0,
+    rounding: float = 0.0,
     only: Mapping[Site, Int[np.ndarray, " some"]] | None = None,
 ) -> pd.DataFrame:
     """Latents in the arm `first` against the arm `second`, tested.
 
+    rounding: differences of a response up to this share of the latent's largest mean are taken for
+        0. (What is only computed in another order is no change, however regular it is.)
     only: latents to be looked at by site, whether they are active or not; otherwise those that are
         active in `least` units, as the module says.
 
@@ -164,6 +167,8 @@ def changes(
         for start in range(0, len(chosen), _AT_ONCE):
             some = chosen[start : start + _AT_ONCE]
             a, b = (_columns(arm[site], some) for arm in (first, second))
+            same = np.abs(a - b) <= rounding * np.maximum(np.abs(a), np.abs(b)).max(0)
+            a = np.where(same, b, a)
             tables.append(_tested(str(site), some, count[some], a, b, units, seed))
     if not tables:
         none, empty = np.zeros(0, dtype=int), np.zeros((len(units.prompt), 0))

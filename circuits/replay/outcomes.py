@@ -75,11 +75,19 @@ def parse_outcome(text: str, tokenizer: Any) -> Outcome:
 
     tokenizer: of the model; words must be one token of it each.
     """
+    kind, sides = read_sides(text)
+    first, second = (tuple(_id(word, tokenizer) for word in side) for side in sides)
+    return Outcome(kind, first, second, text.strip() if kind == "kl" else text)
+
+
+def read_sides(text: str) -> tuple[OutcomeKind, tuple[list[str], list[str]]]:
+    """The kind of an outcome and the words on its two sides, without a model; raises `PathwayError`
+    for what is no outcome."""
     if text.strip() == "kl":
-        return Outcome("kl")
-    kind, colon, rest = text.partition(":")
-    kind = kind.strip()
-    if not colon or kind not in get_args(OutcomeKind) or kind == "kl" or not rest:
+        return "kl", ([], [])
+    name, colon, rest = text.partition(":")
+    kind = next((k for k in get_args(OutcomeKind) if k == name.strip() != "kl"), None)
+    if not colon or kind is None or not rest:
         raise PathwayError(
             f"unknown outcome {text!r}: expected kl, logprob:TOKENS, logit:TOKENS or "
             "difference:TOKENS//TOKENS, with TOKENS separated by |."
@@ -89,19 +97,13 @@ def parse_outcome(text: str, tokenizer: Any) -> Outcome:
         raise PathwayError(
             f"the outcome {text!r}: difference has two sides, TOKENS//TOKENS, and the others one."
         )
-    sides = [
-        tuple(_id(word, tokenizer) for word in part.split("|")) if part else ()
-        for part in (first, second)
-    ]
-    for kinds in get_args(OutcomeKind):
-        if kind == kinds:
-            return Outcome(kinds, sides[0], sides[1] if slashes else (), text)
-    raise AssertionError(kind)
+    sides = [part.split("|") if part else [] for part in (first, second)]
+    if any(not word for side in sides for word in side):
+        raise PathwayError(f"the outcome {text!r} has an empty token: remove the | too many.")
+    return kind, (sides[0], sides[1])
 
 
 def _id(word: str, tokenizer: Any) -> int:
-    if not word:
-        raise PathwayError("an outcome has an empty token: remove the | too many.")
     number = re.fullmatch(r"#(\d+)", word)
     if number:
         return int(number[1])

@@ -17,9 +17,9 @@ not by what they were chosen for, but the largest of many is a little too large.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,11 @@ from circuits.replay.pathways_tables import tables_of
 from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
 
+if TYPE_CHECKING:
+    from circuits.replay.result import ReplayResult
+
 BASE, PATCHED = "no-op", "latent"
+_SPACINGS = 100  # of a type's numbers: what differs by no more is rounding
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Written:
     latents: Path
     prompts: Mapping[Any, Sequence[int]]
     source: Sequence[Change]
+
+    @classmethod
+    def of(cls, run: ReplayResult) -> Written:
+        """A run that was read back."""
+        prompts = dict(enumerate(run.record["prompt_tokens"]))
+        source = [change_of(entry) for entry in run.record["changes"]]
+        return cls(run.responses, run.folder / "latents.parquet", prompts, source)
 
     @property
     def others(self) -> list[str]:
@@ -100,6 +111,16 @@ class Plan:
         if wrong:
             raise PathwayError(f"{'; '.join(wrong)}.")
 
+    def with_(self, outcome: Outcome, seed: int) -> Plan:
+        """The same for another outcome and seed."""
+        return replace(self, outcome=outcome, seed=seed)
+
+
+def change_of(entry: Mapping[str, Any]) -> Change:
+    """The change that `describe` wrote into a record."""
+    names = ("latent", "mode", "value", "where", "skip", "first")
+    return Change(Site.parse(entry["site"]), *(entry[name] for name in names))
+
 
 def pathways(
     written: Written, model: HookedModel, saes: SaeSet, plan: Plan, *, progress: bool = True
@@ -115,7 +136,8 @@ def pathways(
     units = Units.of(_codes(trials.table), plan.unit)
     widths = {site: saes.sources[site].d_sae for site in sites}
     means = read_means(written.latents, trials, widths)
-    free = changes(means[PATCHED], means[BASE], units, least=plan.least, seed=plan.seed)
+    rules = {"least": plan.least, "seed": plan.seed, "rounding": rounding(model)}
+    free = changes(means[PATCHED], means[BASE], units, **rules)
     others = {arm: means[arm] for arm in written.others}
     free = _with_others(free, beside(free, others, means[BASE], units), written.others)
 
@@ -129,14 +151,19 @@ def pathways(
     setting = Setting(model, saes, written.source, plan.outcome, plan.first)
     size = plan.batch_size
     first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
-    held = changes(first, second, held_units, least=plan.least, seed=plan.seed)
+    held = changes(first, second, held_units, **rules)
     table = _merged(free, held, estimates, held_units)
     chosen = choose(table, plan)
     found = confirm(setting, prompts, texts[BASE], chosen, batch_size=size, progress=progress)
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
-    return tables_of(table, kept, found, cells, (units, held_units), setting, plan)
+    return tables_of(table, kept, found, cells, (units, held_units), setting, plan, rounding(model))
+
+
+def rounding(model: HookedModel) -> float:
+    """The share of a number up to which a difference is rounding."""
+    return _SPACINGS * torch.finfo(model.dtype).eps
 
 
 def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> tuple[Site, ...]:
@@ -150,14 +177,13 @@ def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> 
     if missing:
         raise PathwayError(f"there is no SAE at {', '.join(missing)}.")
     order = forward_order([*sources, *(asked or saes.sources)])
-    last = max(order.index(s) for s in sources)
-    after = order[last + 1 :]
+    after = order[order.index(written.source[0].site) + 1 :]
     before = [str(s) for s in asked or () if s not in after]
     if before or not after:
         said = f"{', '.join(before)} do not come after it" if before else "there is none after it"
         raise PathwayError(
-            f"pathways lead from {order[last]} to later sites: {said}. Name later sites, or run "
-            "the replay with such sites recorded."
+            f"pathways lead from {written.source[0].site} to later sites: {said}. Name later "
+            "sites, or run the replay with such sites recorded."
         )
     return after
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from circuits.graph import Circuit, Node
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from circuits.replay.pathways import Plan
 
 PARTS = ("direct", "by_tokens", "interaction", "total")
-_NOISE = 100  # spacings of the model's numbers: effects below are rounding
 _FEWEST_STEPS = 2  # trials with a step, for an interval there
 # What the page of a circuit says instead of clean and corrupted.
 _WORDS = {
@@ -43,14 +41,15 @@ def tables_of(
     units: tuple[Units, Units],
     setting: Setting,
     plan: Plan,
+    rounding: float,
 ) -> PathwaysResult:
     """Everything that is reported.
 
     table: of latents. trials: those that were run again, in the order of `found` and `seen`. units:
-    of the run, and of the trials that were run again.
+    of the run, and of the trials that were run again. rounding: the share of a number up to which
+    a difference is rounding; of the outcome, whose terms may cancel, of 1 at least.
     """
-    scale = max(1.0, float(np.abs(found.base).max()))
-    noise = _NOISE * torch.finfo(setting.model.dtype).eps * scale
+    noise = rounding * max(1.0, float(np.abs(found.base).max()))
     held = units[1]
     table = _with_mediators(table, found, held, plan, noise)
     effects = _effects(found, seen, held, plan, noise)
