@@ -1,4 +1,4 @@
-"""Generation with interventions against whole forwards without a cache, and against Hugging Face."""
+"""Generation with interventions against whole forwards without cache, and against Hugging Face."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_cache_gives_what_whole_forwards_give(kind: str, where: Any) -> None
     noise = Noise(0, keys_of(tokens, trials))
     edits = edits_of(random_saes([PRE, POST, LATE]), changes, LENGTH)
     assert not torch.equal(found.tokens, run(model).tokens)
-    for row in range(len(tokens)):
+    for row in (0, 3):
 
         def pick(logits: Tensor, step: int, row: int = row) -> int:
             return int((logits.double() + noise.gumbel(row, step, tiny.VOCAB)).argmax())

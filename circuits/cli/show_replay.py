@@ -1,0 +1,77 @@
+"""A replay at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from circuits.cli.show import console, escaped
+
+if TYPE_CHECKING:
+    from circuits.replay import ReplayResult
+
+
+def print_replay(result: ReplayResult) -> None:
+    """What was done, the arms, and what common random numbers save."""
+    console.print(result.headline(), style="bold", highlight=False, markup=False)
+    table = Table(title="Arms", box=box.SIMPLE_HEAD)
+    for column in (
+        "arm",
+        "responses",
+        "mean length",
+        "stopped",
+        "diverged",
+        "median step",
+        "valid",
+    ):
+        table.add_column(column)
+    for row in result.table().to_dict("records"):
+        table.add_row(
+            escaped(str(row["arm"])),
+            str(row["responses"]),
+            f"{row['length']:.1f}",
+            f"{row['stopped']:.0%}",
+            "" if row["arm"] == result.arms[0] else f"{row['diverged']:.0%}",
+            _or_nothing(row["divergence"], ".0f"),
+            _or_nothing(row["valid"], ".0%"),
+        )
+    console.print(table)
+    for about in result.record["latents"]:
+        others = ", ".join(
+            f"{latent} ({rate:.2%})"
+            for latent, rate in zip(about["random"], about["random_rates"], strict=True)
+        )
+        console.print(
+            f"{about['site']}:{about['latent']} is active at {about['rate']:.2%} of the positions"
+            + (f"; random arms: {others}" if others else ""),
+            highlight=False,
+            markup=False,
+        )
+    if result.record["trials"] > 1:
+        _print_variance(result)
+    console.print(f"Sign: {result.record['sign_convention']}.", style="dim", highlight=False)
+
+
+def _print_variance(result: ReplayResult) -> None:
+    table = Table(
+        title="Length of responses: variance with common random numbers over independent",
+        box=box.SIMPLE_HEAD,
+    )
+    for column in ("arm", "difference", "ratio"):
+        table.add_column(column)
+    for row in result.variance("length").to_dict("records"):
+        cells = [_interval(row, "difference", "+.2f"), _interval(row, "ratio", ".2f")]
+        table.add_row(escaped(str(row["arm"])), *cells)
+    console.print(table)
+
+
+def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return escaped(f"{row[name]:{form}} [{low:{form}}, {high:{form}}]")
+
+
+def _or_nothing(value: float, form: str) -> str:
+    return "" if value != value else f"{value:{form}}"  # noqa: PLR0124 (NaN)

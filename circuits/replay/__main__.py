@@ -1,0 +1,5 @@
+"""`python -m circuits.replay` is `circuits replay`."""
+
+from circuits.cli import main
+
+main(["replay"])

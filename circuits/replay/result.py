@@ -1,0 +1,208 @@
+"""`ReplayResult`: a finished run on disk, its tables and what they say."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from circuits.replay.arms import NO_OP
+from circuits.replay.interventions import ReplayError
+from circuits.replay.variance import by_trial, mean_difference, outcome_of, variance_ratio
+from circuits.runs import RunError, default_folder, new_run, read_record, read_tables
+from circuits.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayResult:
+    """What the model wrote in every arm.
+
+    folder: of the run, from which `steps` and `latents` are read when they are asked for.
+    responses: one row a response: `arm, kind, prompt, trial, response, tokens, length, stopped,
+        divergence, logprob, unpatched_logprob, parsed`. prompt: its number in `record["prompts"]`.
+        tokens, length: the stop token included. divergence: the first step whose token is not the
+        no-op arm's, NaN where there is none. logprob: of the response under the model as it ran,
+        unpatched_logprob under the unchanged one (if measured); natural logarithms, temperature 1.
+        parsed: JSON of what the task read.
+    record: what run.json holds.
+    """
+
+    folder: Path
+    responses: pd.DataFrame
+    record: dict[str, Any]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """no-op first, latent last."""
+        return tuple(self.record["arms"])
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where latents were recorded."""
+        return tuple(Site.parse(name) for name in self.record["sites"])
+
+    def _check(self, arm: str | None) -> None:
+        if arm is not None and arm not in self.arms:
+            raise ReplayError(f"the run has no arm {arm!r}: it has {', '.join(self.arms)}.")
+
+    def steps(self, arm: str | None = None) -> pd.DataFrame:
+        """One row a step: `arm, prompt, trial, step, token, logprob, top_tokens, top_logprobs`.
+
+        Step s is made at the position before generated token s.
+        """
+        self._check(arm)
+        return pd.concat([*self._pieces("steps", arm, None)], ignore_index=True)
+
+    def latents(self, arm: str | None = None, sites: Sequence[Site] | None = None) -> pd.DataFrame:
+        """One row an active latent: `arm, prompt, trial, step, site, latent, value`; value: its
+        effective coefficient. What is not there is 0."""
+        self._check(arm)
+        missing = [str(site) for site in sites or () if site not in self.sites]
+        if missing:
+            there = ", ".join(map(str, self.sites))
+            raise ReplayError(f"{', '.join(missing)} was not recorded: there are {there}.")
+        return pd.concat([*self._pieces("latents", arm, sites)], ignore_index=True)
+
+    def _pieces(
+        self, name: str, arm: str | None, sites: Sequence[Site] | None
+    ) -> Iterator[pd.DataFrame]:
+        """Row group after row group, so that no more than what is asked for is held."""
+        path = self.folder / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                yield file.schema_arrow.empty_table().to_pandas()
+                for i in range(file.num_row_groups):
+                    table = file.read_row_group(i)
+                    keep = pa.array(np.ones(len(table), dtype=bool))
+                    if arm is not None:
+                        keep = pc.and_(keep, pc.equal(table["arm"].cast(pa.string()), arm))  # pyright: ignore
+                    if sites is not None:
+                        names = pa.array([str(site) for site in sites])
+                        inside = pc.is_in(table["site"].cast(pa.string()), value_set=names)  # pyright: ignore
+                        keep = pc.and_(keep, inside)  # pyright: ignore
+                    yield table.filter(keep).to_pandas()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(f"{path} cannot be read ({error}): run it again.") from error
+
+    def values(self, outcome: str, arm: str) -> np.ndarray:
+        """An outcome of every response of an arm, [prompt, trial]; see
+        `circuits.replay.variance.outcome_of`."""
+        self._check(arm)
+        return by_trial(self.responses, outcome_of(self.responses, outcome), arm)
+
+    def variance(self, outcome: str = "length", seed: int = 0) -> pd.DataFrame:
+        """What common random numbers save, arm by arm: `arm, outcome, difference` from no-op,
+        `paired` and `independent` variance, and their `ratio`, with `_low, _high` (95%, bootstrap
+        over prompts). Below 1 the shared noise helps."""
+        base, rows = self.values(outcome, NO_OP), []
+        for arm in self.arms[1:]:
+            mine = self.values(outcome, arm)
+            there = ~np.isnan(mine - base).any(axis=1)
+            if not there.any():
+                raise ReplayError(f"{outcome} is missing in every prompt of {arm} or {NO_OP}.")
+            found = variance_ratio(mine[there], base[there], seed)
+            difference = mean_difference(mine[there], base[there], seed)
+            rows.append(
+                {
+                    "arm": arm,
+                    "outcome": outcome,
+                    "prompts": int(there.sum()),
+                    **dict(
+                        zip(
+                            ("difference", "difference_low", "difference_high"),
+                            difference,
+                            strict=True,
+                        )
+                    ),
+                    "paired": found.paired,
+                    "independent": found.independent,
+                    "ratio": found.value,
+                    "ratio_low": found.low,
+                    "ratio_high": found.high,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def table(self) -> pd.DataFrame:
+        """One row an arm: `arm, responses, length` (mean, tokens), `stopped` (share that ended with
+        a stop token), `diverged` (share whose tokens are not the no-op arm's), `divergence` (median
+        first step at which they are not) and `valid` (share that the task could read, NaN without
+        a task)."""
+        rows = []
+        for arm in self.arms:
+            part: Any = self.responses[self.responses["arm"] == arm]
+            read = part["parsed"].dropna().map(lambda text: '"valid": true' in text)
+            apart = part["divergence"].dropna()
+            rows.append(
+                {
+                    "arm": arm,
+                    "responses": len(part),
+                    "length": part["length"].mean(),
+                    "stopped": part["stopped"].mean(),
+                    "diverged": len(apart) / max(1, len(part)),
+                    "divergence": apart.median() if len(apart) else np.nan,
+                    "valid": read.mean() if len(read) else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def headline(self) -> str:
+        """What was done, in words."""
+        record = self.record
+        changes = ", ".join(
+            f"{c['site']}:{c['latent']} {c['mode']}"
+            + ("" if c["value"] is None else f" {c['value']:g}")
+            + f" ({c['where']})"
+            for c in record["changes"]
+        )
+        return (
+            f"{record['model']}, {record['task']}: {changes}; {len(record['prompts'])} prompts x "
+            f"{record['trials']} trials in {len(self.arms)} arms"
+        )
+
+    def divergence_figure(self) -> Any:
+        """Share of trials whose tokens are still those of the no-op arm, by step."""
+        from circuits.plots.replay import divergence_figure
+
+        return divergence_figure(self)
+
+    def page(self) -> str:
+        """Arms, divergence and variances as one HTML page that opens without a network."""
+        from circuits.plots.replay import sections
+        from circuits.report import page
+
+        return page(f"Replay: {self.headline()}", sections(self))
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Copy the run to a folder (default `runs/<task>/replay-<time>`); returns its path."""
+        target = Path(folder) if folder else default_folder(str(self.record["task"]), "replay")
+        with new_run(target) as work:
+            shutil.copytree(self.folder, work, dirs_exist_ok=True)
+        return target
+
+    @classmethod
+    def read(cls, folder: str | Path) -> ReplayResult:
+        """`load`, of a folder that may not be whole yet."""
+        record = read_record(folder)
+        record.pop("format")
+        if record.get("method") != "replay":
+            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        (responses,) = read_tables(folder, ["responses"])
+        return cls(Path(folder), responses, record)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ReplayResult:
+        """Read a run back. Raises `RunError` when the folder is not a whole run of replay."""
+        found = cls.read(folder)
+        for name in ("steps", "latents"):
+            if not (found.folder / f"{name}.parquet").is_file():
+                raise RunError(f"{folder} is not a whole run of replay: it has no {name}.parquet.")
+        return found

@@ -1,0 +1,130 @@
+"""What common random numbers save: the variance of a paired difference of two arms against that of
+arms with noise of their own.
+
+With outcomes Y of a prompt's trials in an arm and in the no-op arm, the paired difference has the
+variance V(Y_arm - Y_no-op); independent arms would have V(Y_arm) + V(Y_no-op), which the marginals
+of the same run give, because each arm alone is an ordinary sample. The ratio of their means over
+prompts is at most 1 where the shared noise helps: half as much variance needs half as many trials.
+Variances are within prompts; intervals are over prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from circuits.metrics import bootstrap_weights
+from circuits.replay.interventions import ReplayError
+
+OUTCOMES = ("length", "logprob", "unpatched_logprob")
+_RESAMPLES, _LEVEL = 2000, 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Variances, means over prompts, and their ratio with a 95% interval (bootstrap over prompts).
+
+    NaN where no response's outcome varies; the interval also with one prompt.
+    """
+
+    paired: float
+    independent: float
+    value: float
+    low: float
+    high: float
+
+
+def variance_ratio(
+    arm: Float[np.ndarray, "prompt trial"], base: Float[np.ndarray, "prompt trial"], seed: int = 0
+) -> Ratio:
+    """V(arm - base) over V(arm) + V(base), trials of one column having the same noise.
+
+    Raises `ReplayError` for fewer than two trials, which have no variance.
+    """
+    if arm.shape[1] < 2:
+        raise ReplayError("one trial a prompt has no variance: run at least two.")
+    paired = (arm - base).var(axis=1, ddof=1)
+    independent = arm.var(axis=1, ddof=1) + base.var(axis=1, ddof=1)
+    weights = bootstrap_weights(len(arm), _RESAMPLES, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.float64(paired.mean()) / np.float64(independent.mean())
+        drawn = (weights @ paired) / (weights @ independent)
+    return Ratio(float(paired.mean()), float(independent.mean()), float(value), *_ends(drawn))
+
+
+def mean_difference(
+    arm: Float[np.ndarray, "prompt trial"], base: Float[np.ndarray, "prompt trial"], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean over prompts of arm - base with its 95% interval (bootstrap over prompts)."""
+    each = (arm - base).mean(axis=1)
+    drawn = bootstrap_weights(len(each), _RESAMPLES, seed) @ each
+    return float(each.mean()), *_ends(drawn)
+
+
+def _ends(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
+    finite = drawn[np.isfinite(drawn)]
+    # One prompt is drawn the same every time: it says nothing about others.
+    if len(finite) < len(drawn) / 2 or np.ptp(finite) == 0:
+        return float("nan"), float("nan")
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def outcome_of(responses: pd.DataFrame, outcome: str) -> Float[np.ndarray, " response"]:
+    """A number for every response.
+
+    outcome: "length" (tokens), "logprob" (of the response under the model as it ran),
+        "unpatched_logprob" (under the unchanged model, where the run has measured it),
+        "word:TEXT" (how often a whole word stands in it, whatever its case), or "parsed:KEY" (what
+        the task read; NaN where it could not).
+    Raises `ReplayError` for any other, and for one that the run does not have.
+    """
+    kind, _, argument = outcome.partition(":")
+    if outcome in OUTCOMES:
+        found = responses[outcome].to_numpy(dtype=np.float64)
+        if np.isnan(found).all():
+            raise ReplayError(f"the run has no {outcome}: make it with --unpatched.")
+        return found
+    if kind == "word" and argument.strip():
+        word = re.compile(rf"(?<!\w){re.escape(argument.strip())}(?!\w)", re.IGNORECASE)
+        return np.array([float(len(word.findall(text))) for text in responses["response"]])
+    if kind == "parsed" and argument:
+        read = pd.Series(responses["parsed"]).map(_json)
+        values = [np.nan if v is None else _number(v.get(argument), outcome) for v in read]
+        if np.isnan(values).all():
+            raise ReplayError(f"no response has {outcome}: the task did not read it.")
+        return np.array(values, dtype=np.float64)
+    raise ReplayError(
+        f"outcome {outcome!r}: expected one of {', '.join(OUTCOMES)}, word:TEXT or parsed:KEY."
+    )
+
+
+def _json(text: Any) -> Mapping[str, Any] | None:
+    return json.loads(text) if isinstance(text, str) else None
+
+
+def _number(value: Any, outcome: str) -> float:
+    if value is None:
+        return float("nan")
+    if not isinstance(value, (int, float)):
+        raise ReplayError(f"{outcome} is {value!r}: expected numbers, or true and false.")
+    return float(value)
+
+
+def by_trial(
+    responses: pd.DataFrame, values: Float[np.ndarray, " response"], arm: str
+) -> Float[np.ndarray, "prompt trial"]:
+    """An arm's outcomes, prompts and trials in the order of their numbers."""
+    frame = pd.DataFrame(
+        {"prompt": responses["prompt"], "trial": responses["trial"], "value": values}
+    )
+    chosen: Any = frame[(responses["arm"] == arm).to_numpy()]
+    return chosen.pivot(index="prompt", columns="trial", values="value").to_numpy(np.float64)
