@@ -107,7 +107,7 @@ def pathways_command(
         text = outcome or task_outcome(task, loaded) or "kl"
         plan = plan.with_(parse_outcome(text, loaded.tokenizer), seed or 0)
         result = pathways(written, loaded, found, plan)
-    result.record |= {"command": ctx.obj, "task": task, "run": str(folder)}
+    result.record.update(command=ctx.obj, task=task, run=str(folder))
     result.save(target, cards)
     print_pathways(result)
     console.print(f"Saved {target}; open {target}/pathways.html", highlight=False, markup=False)

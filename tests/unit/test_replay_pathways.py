@@ -26,7 +26,7 @@ from circuits.sites import Site
 from tests.twins import drawn_prompts, written
 from tests.writer import FIRST, ODDS, SECOND, SOURCE, STOP, latent, mean_odds, prompts, writer
 
-HELD, TRIALS = 2.5, 4
+HELD, TRIALS = 2.5, 3
 
 
 @cache
@@ -39,7 +39,7 @@ def ran(folder: Path, feature: str, chain: bool) -> ReplayResult:
         prompts(12),
         [Change(SOURCE, latent(made, SOURCE, feature), "hold", HELD)],
         trials=TRIALS,
-        max_new_tokens=8,
+        max_new_tokens=6,
         stop=[STOP],
         randoms=2,
         out=folder / f"{feature}-{chain}",
