@@ -68,25 +68,26 @@ from circuits.task import Prompt
 SITES = [Site(layer, "resid_post") for layer in (6, 12, 18, 21, 22, 23)]
 TEXT = "Once upon a time there was a little girl who lived in a village near the forest."
 ROWS, STEPS, ROUNDS = 16, 24, 3
-PAIRS, TRIALS, LENGTH, LATENTS = 4, 6, 12, 5
+PAIRS, TRIALS, LENGTH, LATENTS = 3, 5, 10, 5
 Row = dict[str, Any]
 
 
 def main(names: list[str]) -> None:
-    """Measure the named parts (all by default), print a table, write replay.json.
+    """Measure the named parts (all by default), print a table, write replay.json after each.
 
-    Rows of parts that are not run are kept from the last time.
+    Rows of other parts are kept from the last time.
     """
     torch.set_num_threads(1)
     model = load_model(device="cpu")
     target = Path(__file__).with_suffix(".json")
-    rows: list[Row] = []
-    if names and target.is_file():
-        rows = [r for r in json.loads(target.read_text())["rows"] if r["part"] not in names]
     for name in names or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            rows += [{"part": name, **row} for row in PARTS[name](model, Path(folder))]
-    report(__file__, rows, {"sites": [str(site) for site in SITES], "batch": ROWS})
+            found = [{"part": name, **row} for row in PARTS[name](model, Path(folder))]
+        rows: list[Row] = []
+        if target.is_file():
+            kept = json.loads(target.read_text())["rows"]
+            rows = [r for r in kept if r["part"] != name and r["part"] in PARTS]
+        report(__file__, [*rows, *found], {"sites": [str(s) for s in SITES], "batch": ROWS})
 
 
 def _processor(function: Callable[[], Any]) -> float:

@@ -96,7 +96,7 @@ def run_command(
     latents and with the change, the random numbers being the same; record what is active."""
     from circuits.models.load import load_model
     from circuits.replay import Change, Prompts, read_prompts, replay
-    from circuits.replay.run import Options
+    from circuits.replay.options import Options
     from circuits.replay.sampling import Sampling
     from circuits.runs import check_new, default_folder, sha256_of
     from circuits.sites import Site
