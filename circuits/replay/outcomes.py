@@ -67,7 +67,13 @@ class Outcome:
     @property
     def name(self) -> str:
         """For titles and axes."""
-        return "KL from the no-op run" if self.kind == "kl" else self.text
+        if self.kind == "kl":
+            return "KL from the no-op run"
+        words = self.text.partition(":")[2].split("//")
+        first, *second = (" or ".join(map(repr, side.split("|"))) for side in words)
+        said = {"logprob": "log probability of", "logit": "logit of", "difference": "log odds of"}
+        against = f" against {second[0]}" if second else ""
+        return f"{said[self.kind]} {first}{against}"
 
 
 def parse_outcome(text: str, tokenizer: Any) -> Outcome:

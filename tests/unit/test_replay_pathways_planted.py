@@ -165,8 +165,8 @@ def test_batches_and_order_change_nothing() -> None:
 def test_a_latent_that_nobody_reads_has_no_effect(kind: str) -> None:
     outcome = {
         "kl": Outcome("kl"),
-        "logprob": Outcome("logprob", (YES,), text="x"),
-        "logit": Outcome("logit", (YES,), text="x"),
+        "logprob": Outcome("logprob", (YES,), text="logit:x"),
+        "logit": Outcome("logit", (YES,), text="logit:x"),
         "difference": DIFFERENCE,
     }[kind]
     prompts, given, other = texts(5)
