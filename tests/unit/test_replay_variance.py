@@ -1,0 +1,154 @@
+"""What common random numbers save, by hand and by simulation; the command line of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from circuits.replay import Change, Prompts, ReplayError, ReplayResult, replay
+from circuits.replay.variance import by_trial, mean_difference, outcome_of, variance_ratio
+from circuits.task import Prompt
+from tests import tiny
+from tests.replayed import POST, random_saes
+from tests.unit.test_cli import run, write_model
+from tests.unit.test_saes import make_sae
+
+
+def test_the_ratio_by_hand() -> None:
+    arm = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    base = np.array([[0.0, 2.0, 4.0], [0.0, 0.0, 0.0]])
+    # Differences 1 0 2 and 0 0 3: variances 1 and 3; of the arms 7 and 3, of no-op 4 and 0.
+    found = variance_ratio(arm, base)
+    assert (found.paired, found.independent) == pytest.approx((2.0, 7.0))
+    assert found.value == pytest.approx(2 / 7)
+    # Only three different samples of two prompts: 1/11, 4/14, 3/3.
+    assert (found.low, found.high) == pytest.approx((1 / 11, 1.0))
+    assert mean_difference(arm, base)[0] == pytest.approx(1.0)
+
+
+def test_the_ratio_of_known_correlations() -> None:
+    """V(a - b) / (V(a) + V(b)) = 1 - rho for equal variances."""
+    rng = np.random.default_rng(0)
+    shared, own, other = rng.standard_normal((3, 60, 50))
+    for rho in (0.0, 0.5, 0.9):
+        a = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+        b = np.sqrt(rho) * shared + np.sqrt(1 - rho) * other
+        found = variance_ratio(a, b + 3.0)
+        assert found.low < 1 - rho < found.high
+        assert found.value == pytest.approx(1 - rho, abs=0.1)
+        low, high = mean_difference(a, b + 3.0)[1:]
+        assert low < -3 < high and high - low < 0.2
+
+
+def test_what_has_no_variance() -> None:
+    same = np.ones((4, 3))
+    found = variance_ratio(same, same)
+    assert np.isnan([found.value, found.low, found.high]).all()
+    one = variance_ratio(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
+    assert one.value == pytest.approx(0.5 / 2.5) and np.isnan(one.low)
+    with pytest.raises(ReplayError, match="at least two"):
+        variance_ratio(np.ones((4, 1)), np.ones((4, 1)))
+
+
+def test_outcomes_of_responses() -> None:
+    responses = pd.DataFrame(
+        {
+            "arm": ["a", "a", "b", "b"],
+            "prompt": [1, 0, 0, 1],
+            "trial": [0, 0, 0, 0],
+            "response": ["Bet $10, bet!", "betting", "I bet.", ""],
+            "length": [4, 1, 3, 0],
+            "unpatched_logprob": [np.nan] * 4,
+            "parsed": ['{"bet": 3, "valid": true}', None, '{"bet": null}', '{"bet": 2.5}'],
+        }
+    )
+    assert outcome_of(responses, "word:bet").tolist() == [2, 0, 1, 0]
+    assert outcome_of(responses, "word:$10").tolist() == [1, 0, 0, 0]
+    np.testing.assert_array_equal(outcome_of(responses, "parsed:bet"), [3, np.nan, np.nan, 2.5])
+    assert by_trial(responses, outcome_of(responses, "length"), "a").tolist() == [[1], [4]]
+    for wrong in ("words", "word:", "unpatched_logprob", "parsed:other"):
+        with pytest.raises(ReplayError):
+            outcome_of(responses, wrong)
+
+
+def test_a_small_change_needs_fewer_trials(tmp_path: Path) -> None:
+    """Log-probabilities of responses: arms that share their noise differ little."""
+    model = tiny.bridge("llama")
+    texts = [Prompt(t) for t in ("the cat sat on", "a dog ran under", "one two three .")]
+    found = replay(
+        model,
+        random_saes([POST]),
+        Prompts.of(texts, model.tokenizer),
+        [Change(POST, 3, "hold", 0.3, "generated")],
+        trials=16,
+        max_new_tokens=8,
+        stop=[],
+        out=tmp_path / "r",
+        progress=False,
+    )
+    table = found.variance("logprob").set_index("arm")
+    assert table.loc["latent", "ratio_high"] < 0.8
+    mine, base = found.values("logprob", "latent"), found.values("logprob", "no-op")
+    assert mine.shape == (3, 16)
+    paired = (mine - base).var(1, ddof=1).sum()
+    both = (mine.var(1, ddof=1) + base.var(1, ddof=1)).sum()
+    assert table.loc["latent", "ratio"] == pytest.approx(paired / both)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_model(tmp_path_factory.mktemp("model"))
+    for number, hook in enumerate(("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")):
+        make_sae("jumprelu", hook, seed=number).save_model(path / "saes" / hook)
+    lines = [{"prompt": "the cat sat on", "kind": "safe"}, {"prompt": "a dog ran", "kind": "bold"}]
+    (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def given(folder: Path, out: Path) -> list[object]:
+    source = ["--prompts", folder / "prompts.jsonl", "--model", folder / "tiny", "--device", "cpu"]
+    return ["replay", "run", *source, "--saes", folder / "saes", "--out", out, "--trials", 2]
+
+
+def test_a_run_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    more = ["--latent", "resid_post.1:17", "--value", 9, "--max-new-tokens", 4, "--unpatched"]
+    status, shown, complaints = run(capsys, *given(folder, out), *more)
+    assert status == 0, complaints
+    assert "resid_post.1:17 hold 9 (all)" in shown and "reconstruction" in shown
+    assert str(out) in shown
+    found = ReplayResult.load(out)
+    assert set(found.responses["kind"]) == {"safe", "bold"} and len(found.responses) == 4 * 4
+    assert found.record["sites"] == ["resid_post.1", "resid_post.2"]
+    assert found.record["prompts_file"].endswith("prompts.jsonl")
+    assert pq.read_metadata(out / "steps.parquet").num_rows == found.responses["length"].sum()
+    assert not found.responses["unpatched_logprob"].isna().any()
+    assert "http://" not in (out / "replay.html").read_text().split("<h2>Arms</h2>")[0]
+    status, again, _ = run(capsys, "show", out)
+    assert status == 0 and again.splitlines()[:5] == shown.splitlines()[:5]
+
+
+def test_mistakes_end_with_one_message_before_a_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ["--model", tmp_path / "no-model"]
+    own: list[Any] = ["--prompts", folder / "prompts.jsonl"]
+    for more, said in (
+        (["--latent", "resid_post.1"], "expected SITE:LATENT"),
+        (["--latent", "resid_post.1:3"], "needs a finite value"),
+        (["--latent", "resid_post.1:3", "--mode", "remove", "--value", 2], "contradicts"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--task", "ioi"], "either --task"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--temperature", 0], "one is enough"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--top-p", 0], "top-p"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--n-prompts", 3], "--prompts contradict"),
+    ):
+        status, _, complaints = run(capsys, "replay", "run", *own, *source, *more)
+        assert status == 2 and said in " ".join(complaints.split()), (more, complaints)
