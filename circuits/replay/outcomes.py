@@ -53,7 +53,10 @@ class Outcome:
         logits: Float[Tensor, "row step vocab"],
         reference: Float[Tensor, "row step vocab"],
     ) -> Float[Tensor, "row step"]:
-        """The outcome of each distribution. reference: logits of the no-op run, for kl."""
+        """The outcome of each distribution, in float32 at least. reference: logits of the no-op
+        run, for kl."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits, reference = logits.to(wide), reference.to(wide)
         if self.kind == "kl":
             base = reference.log_softmax(-1)
             return (base.exp() * (base - logits.log_softmax(-1))).sum(-1)

@@ -7,8 +7,9 @@
 3. Mediators: of the latents that change with the text held, those with the largest estimated part
    in the outcome, sum over positions of (coefficient changed - no-op) <decoder row, gradient>, the
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
-4. They are frozen, put in by themselves, and wired to each other by intervention; and the effect
-   that was seen is split into a direct part and one by tokens (confirm.py).
+4. They are frozen, put in by themselves, and wired to each other by intervention, and so are as
+   many random active latents of their sites, together; and the effect that was seen is split into a
+   direct part and one by tokens (confirm.py).
 
 Mediators are chosen and confirmed on the same trials; their shares are measured by intervention and
 not by what they were chosen for, but the largest of many is a little too large.
@@ -17,7 +18,7 @@ not by what they were chosen for, but the largest of many is a little too large.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,10 +112,6 @@ class Plan:
         if wrong:
             raise PathwayError(f"{'; '.join(wrong)}.")
 
-    def with_(self, outcome: Outcome, seed: int) -> Plan:
-        """The same for another outcome and seed."""
-        return replace(self, outcome=outcome, seed=seed)
-
 
 def change_of(entry: Mapping[str, Any]) -> Change:
     """The change that `describe` wrote into a record."""
@@ -154,7 +151,15 @@ def pathways(
     held = changes(first, second, held_units, **rules)
     table = _merged(free, held, estimates, held_units)
     chosen = choose(table, plan)
-    found = confirm(setting, prompts, texts[BASE], chosen, batch_size=size, progress=progress)
+    found = confirm(
+        setting,
+        prompts,
+        texts[BASE],
+        chosen,
+        controls=draw_controls(table, chosen, plan.seed),
+        batch_size=size,
+        progress=progress,
+    )
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
@@ -240,3 +245,16 @@ def choose(table: pd.DataFrame, plan: Plan) -> list[Mediator]:
     order = moved["estimate"].abs().sort_values(ascending=False, kind="stable").index
     some = moved.loc[order[: plan.mediators]]
     return [(Site.parse(str(s)), int(k)) for s, k in zip(some["site"], some["latent"], strict=True)]
+
+
+def draw_controls(table: pd.DataFrame, mediators: Sequence[Mediator], seed: int) -> list[Mediator]:
+    """For each mediator another latent of its site that is active, at random; fewer where there
+    are not as many."""
+    draw, found = np.random.default_rng(seed), []
+    for site in dict.fromkeys(site for site, _ in mediators):
+        mine = [latent for where, latent in mediators if where == site]
+        tested: Any = table[(table["site"] == str(site)) & table["held_p"].notna()]
+        others = [int(k) for k in tested["latent"] if k not in mine]
+        some = draw.permutation(len(others))[: len(mine)]
+        found += [(site, others[i]) for i in sorted(some)]
+    return found

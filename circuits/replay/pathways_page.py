@@ -17,6 +17,7 @@ _EFFECTS = {
     "total": "total, text held",
     "direct": "left with all mediators frozen",
     "mediated": "by all mediators together",
+    "controls": "by as many random active latents",
     "seen": "seen in the run",
     "seen_direct": "direct: change with the no-op arm's tokens",
     "seen_by_tokens": "by tokens: the patched arm's tokens without the change",
@@ -117,7 +118,8 @@ def _how(result: PathwaysResult) -> str:
         f"{record['plan']['least']} {unit}s. With the text held, the no-op arm's tokens of "
         f"{record['trials_held']:,} trials were run with and without the change. Mediators are the "
         "latents that change there with the largest estimated part in the outcome; frozen: held at "
-        "their no-op values at every position while the source is changed; by itself: held at "
+        "their no-op values at every position while the source is changed (and so are, for "
+        "comparison, as many random active latents of their sites); by itself: held at "
         "their values of the changed run in a run without the change. Shares are refused where the "
         "total may be 0. Mediators were chosen and frozen on the same trials. "
         f"Sign: {record['sign_convention']}."

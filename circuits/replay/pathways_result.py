@@ -37,7 +37,8 @@ class PathwaysResult:
         mediated_q, share, share_low, share_high` of the total, `alone` and `direct` with their
         intervals, and `confirmed`. NaN where a view did not test the latent.
     effects: `name, value, low, high, share, share_low, share_high, problem`: with the text held
-        `total`, `direct` (all mediators frozen) and `mediated` (by all of them together); seen in
+        `total`, `direct` (all mediators frozen), `mediated` (by all of them together) and
+        `controls` (by as many random active latents of their sites together, NaN without); seen in
         the run `seen`, split into `seen_direct, seen_by_tokens, seen_interaction`. Units of the
         outcome.
     steps: that split at every step: `step, trials, part, value, low, high`.

@@ -97,6 +97,7 @@ def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
     effects = {name: result.effect(name)["value"] for name in result.effects["name"]}
     assert effects["total"] == pytest.approx(total, abs=1e-9)
     assert effects["direct"] == pytest.approx(own, abs=1e-9)
+    assert abs(effects["controls"]) < 1e-9  # N, which S does not reach
     patched = [mean_odds(*one, HELD) for one in tokens(run, "latent")]
     words = [mean_odds(*one) for one in tokens(run, "latent")]
     seen = over_prompts(patched) - over_prompts(base)
@@ -187,6 +188,9 @@ def test_part_of_a_run(folder: Path) -> None:
     few = found(run, kind="odd")
     assert few.record["unit"] == "trial" and few.record["units"] == 6 * TRIALS
     assert any("say nothing of other prompts" in line for line in few.warnings())
+    none = found(run, least=1000, mediators=0)
+    assert none.pathways.empty and none.found().empty and none.graph.edges[0].target is None
+    assert "0 of 0 downstream latents" in none.headline() and "What changes" not in none.page()
 
 
 def test_what_cannot_be_done_is_said(folder: Path) -> None:

@@ -96,8 +96,17 @@ def test_mediated_shares_in_closed_form() -> None:
     hand = by_hand(False, prompts, given)
     assert 0.1 < hand["own"].mean() / hand["total"].mean() < 0.5
     names = ["N", "M", "K"]
-    found = confirm(setting(), prompts, given, mediators(*names), batch_size=5, progress=False)
+    found = confirm(
+        setting(),
+        prompts,
+        given,
+        mediators(*names),
+        controls=mediators("N", "K"),
+        batch_size=5,
+        progress=False,
+    )
     close = {"abs": 1e-12}
+    assert found.left_controls == pytest.approx(hand["total"], **close)
     assert found.total == pytest.approx(hand["total"], **close)
     assert found.left_all == pytest.approx(hand["own"], **close)
     for i, name in enumerate(names):
