@@ -153,8 +153,8 @@ def _batch(
 
     held = setting.run(text, [*setting.source, *frozen], watch) if mediators else on
     k = len(mediators)
-    others = _values(setting.saes, off, controls)
-    random = [*setting.source, *(_hold(m, others[m]) for m in controls)]
+    still = _values(setting.saes, off, controls)
+    random = [*setting.source, *(_hold(m, still[m]) for m in controls)]
     nan = np.full(len(base), np.nan)
     found: dict[str, np.ndarray] = {
         "base": base,
@@ -224,11 +224,12 @@ class Routes:
     """The four cells, as outcomes.
 
     cells: mean over the steps of each response, by name. steps: [trial, step] by name, NaN where
-        the text has no such step.
+        the text has no such step. logprobs: of each response, by name, natural logarithms.
     """
 
     cells: Mapping[str, Float[np.ndarray, " trial"]]
     steps: Mapping[str, Float[np.ndarray, "trial step"]]
+    logprobs: Mapping[str, Float[np.ndarray, " trial"]]
 
     @property
     def parts(self) -> dict[str, Float[np.ndarray, " trial"]]:
@@ -269,6 +270,7 @@ def routes(
     longest = max(len(one) for texts in (plain, patched) for one in texts)
     cells = {name: np.zeros(len(prompts)) for name in CELLS}
     steps = {name: np.full((len(prompts), longest), np.nan) for name in CELLS}
+    logprobs = {name: np.zeros(len(prompts)) for name in CELLS}
     whole = setting.outcome.kind == "kl"
     if whole:
         patched = [b[: len(a)] for a, b in zip(plain, patched, strict=True)]
@@ -286,7 +288,17 @@ def routes(
                 name = CELLS[row + 2 * column]
                 mean = steps_mean(values.double(), text.lengths, setting.first)
                 cells[name][rows] = mean.cpu().numpy()
+                logprobs[name][rows] = _logprobs(found, [given[i] for i in rows])
                 outside = torch.arange(count)[None] >= text.lengths[:, None]
                 kept = values.cpu().masked_fill(outside, float("nan")).numpy()
                 steps[name][rows[:, None], np.arange(count)[None]] = kept
-    return Routes(cells, steps)
+    return Routes(cells, steps, logprobs)
+
+
+def _logprobs(found: Pass, given: Sequence[Sequence[int]]) -> Float[np.ndarray, " row"]:
+    """Of each row's tokens together."""
+    sums = []
+    for logits, ids in zip(found.logits, given, strict=True):
+        mine = logits[: len(ids)].float().log_softmax(-1)
+        sums.append(mine[torch.arange(len(ids)), list(ids)].double().sum())
+    return torch.stack(sums).cpu().numpy()

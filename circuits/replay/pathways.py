@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from circuits.models.hooked import HookedModel
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
-from circuits.replay.confirm import Mediator, Setting, confirm, routes
+from circuits.replay.confirm import Mediator, Routes, Setting, confirm, routes
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
 from circuits.replay.outcomes import Outcome, check_outcome
@@ -50,21 +50,24 @@ _SPACINGS = 100  # of a type's numbers: what differs by no more is rounding
 class Written:
     """A finished replay, as pathways need it.
 
-    responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length`. latents: its
-    latents.parquet. prompts: token ids by prompt. source: the changes of the patched arm.
+    responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length, logprob`. latents:
+    its latents.parquet. sites: that it recorded. prompts: token ids by prompt. source: the changes
+    of the patched arm.
     """
 
     responses: pd.DataFrame
     latents: Path
     prompts: Mapping[Any, Sequence[int]]
     source: Sequence[Change]
+    sites: tuple[Site, ...]
 
     @classmethod
     def of(cls, run: ReplayResult) -> Written:
         """A run that was read back."""
         prompts = dict(enumerate(run.record["prompt_tokens"]))
         source = [change_of(entry) for entry in run.record["changes"]]
-        return cls(run.responses, run.folder / "latents.parquet", prompts, source)
+        latents = run.folder / "latents.parquet"
+        return cls(run.responses, latents, prompts, source, run.sites)
 
     @property
     def others(self) -> list[str]:
@@ -144,7 +147,10 @@ def pathways(
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
     vocab = model.run(torch.tensor(prompts[:1])).shape[1]
     check_outcome(plan.outcome, vocab)
-    texts = {arm: _texts(written.responses, arm, kept) for arm in (BASE, PATCHED)}
+    texts = {
+        arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
+        for arm in (BASE, PATCHED)
+    }
     setting = Setting(model, saes, written.source, plan.outcome, plan.first)
     size = plan.batch_size
     first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
@@ -163,7 +169,30 @@ def pathways(
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
-    return tables_of(table, kept, found, cells, (units, held_units), setting, plan, rounding(model))
+    result = tables_of(
+        table, kept, found, cells, (units, held_units), setting, plan, rounding(model)
+    )
+    result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
+    return result
+
+
+def _replayed(
+    responses: pd.DataFrame,
+    trials: pd.DataFrame,
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    cells: Routes,
+    plan: Plan,
+) -> float:
+    """By how much a token's log probability is off, at most, from what the run recorded, on average
+    over a response."""
+    worst = 0.0
+    for arm, name in ((BASE, "m00"), (PATCHED, "m11")):
+        if plan.outcome.kind == "kl" and arm == PATCHED:
+            continue  # responses are cut there
+        recorded = np.array(_column(responses, arm, trials, "logprob"))
+        lengths = np.array([len(one) for one in texts[arm]])
+        worst = max(worst, float((np.abs(recorded - cells.logprobs[name]) / lengths).max()))
+    return worst
 
 
 def rounding(model: HookedModel) -> float:
@@ -178,10 +207,15 @@ def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> 
         raise PathwayError(
             f"the patched arm changes {len(written.source)} latents: pathways are those of one."
         )
-    missing = [str(s) for s in (*sources, *(asked or ())) if s not in saes.sources]
-    if missing:
-        raise PathwayError(f"there is no SAE at {', '.join(missing)}.")
-    order = forward_order([*sources, *(asked or saes.sources)])
+    there = [s for s in written.sites if s in saes.sources]
+    if missing := [str(s) for s in sources if s not in saes.sources]:
+        raise PathwayError(f"there is no SAE at {', '.join(missing)}, where the source is.")
+    if missing := [str(s) for s in asked or () if s not in there]:
+        raise PathwayError(
+            f"{', '.join(missing)} was not recorded, or has no SAE: there are "
+            f"{', '.join(map(str, there))}."
+        )
+    order = forward_order([*sources, *(asked or there)])
     after = order[order.index(written.source[0].site) + 1 :]
     before = [str(s) for s in asked or () if s not in after]
     if before or not after:
@@ -197,10 +231,10 @@ def _codes(table: pd.DataFrame) -> np.ndarray:
     return pd.factorize(table["prompt"])[0].astype(int)
 
 
-def _texts(responses: pd.DataFrame, arm: str, trials: pd.DataFrame) -> list[list[int]]:
-    mine: Any = responses[responses["arm"] == arm].set_index(["prompt", "trial"])["tokens"]
-    keys = zip(trials["prompt"], trials["trial"], strict=True)
-    return [[int(t) for t in mine[key]] for key in keys]
+def _column(responses: pd.DataFrame, arm: str, trials: pd.DataFrame, name: str) -> list[Any]:
+    """A column of one arm, in the order of trials."""
+    mine: Any = responses[responses["arm"] == arm].set_index(["prompt", "trial"])[name]
+    return [mine[key] for key in zip(trials["prompt"], trials["trial"], strict=True)]
 
 
 def _with_others(
