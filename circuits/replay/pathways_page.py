@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from circuits.report import page
 from circuits.report.tables import Html, number, of_row, paragraph, table
 
@@ -72,10 +74,12 @@ def _effects(result: PathwaysResult) -> Html:
 
 
 def _changed(result: PathwaysResult, view: str) -> Html:
-    """Latents in one view, those with the smallest q first."""
+    """Latents in one view: mediators, then the smallest q, among equals the largest sizes."""
     every: Any = result.pathways
     tested = every[every[f"{view}p"].notna()]
-    order = tested[f"{view}q"].sort_values(kind="stable").index[:_MOST]
+    sizes = tested[f"{view}size"].abs().fillna(0).to_numpy()
+    keys = (-sizes, tested[f"{view}q"].to_numpy(), tested["mediated"].isna().to_numpy())
+    order = tested.index[np.lexsort(keys)[:_MOST]]
     heads = ["latent", "no-op", "patched", "difference, 95% interval", "d_z", "q"]
     heads += ["mediated", "share"] if view else ["random arms", "reconstruction"]
     rows = []

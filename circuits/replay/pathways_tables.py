@@ -242,8 +242,9 @@ def graph_of(
     ]
     about = {
         name: record[name] for name in ("method", "model", "model_sha256", "saes", "source")
-    } | {"metric": record["outcome"], "pairs": record["trials_held"], "words": _WORDS}
-    return Circuit(tuple(nodes), tuple(upward), sites, (), "replay", True, about)
+    } | {"metric": record["outcome"], "trials": record["trials_held"], "words": _WORDS}
+    name = f"replay, {record['trials_held']} trials"
+    return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
 
 
 def _node(row: dict[str, Any], node: Node) -> CircuitNode:
