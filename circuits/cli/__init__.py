@@ -21,7 +21,6 @@ from circuits.cli.hypotheses import hypotheses_command
 from circuits.cli.patch import patch_command
 from circuits.cli.predict import predict_command
 from circuits.cli.replay import replay_app
-from circuits.cli.replay_pathways import pathways_command
 from circuits.cli.report import report_command
 from circuits.cli.running import run_app
 from circuits.cli.saes import saes_command
@@ -37,6 +36,7 @@ from circuits.cli.show_hypotheses import print_hypotheses
 from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
+from circuits.cli.show_words import print_words
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -58,7 +58,6 @@ app.command("train")(train_command)
 app.command("features")(features_command)
 app.command("hypotheses")(hypotheses_command)
 app.command("predict")(predict_command)
-replay_app.command("pathways")(pathways_command)
 app.add_typer(replay_app, name="replay")
 app.command("report")(report_command)
 
@@ -87,6 +86,7 @@ def show_command(
     from circuits.predict import PredictResult
     from circuits.replay import ReplayResult
     from circuits.replay.pathways_result import PathwaysResult
+    from circuits.replay.words import WordsResult
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
 
@@ -111,5 +111,7 @@ def show_command(
         print_replay(ReplayResult.load(folder))
     elif method == "pathways":
         print_pathways(PathwaysResult.load(folder))
+    elif method == "words":
+        print_words(WordsResult.load(folder))
     else:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")
