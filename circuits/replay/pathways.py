@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from circuits.replay.result import ReplayResult
 
 BASE, PATCHED = "no-op", "latent"
-_SPACINGS = 100  # of a type's numbers: what differs by no more is rounding
+_SPACINGS = 100  # of a type's numbers, float32's at most: what differs by no more is rounding
+_HALF_SPACINGS = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def pathways(
     units = Units.of(_codes(trials.table), plan.unit)
     widths = {site: saes.sources[site].d_sae for site in sites}
     means = read_means(written.latents, trials, widths)
-    rules = {"least": plan.least, "seed": plan.seed, "rounding": rounding(model)}
+    fine, coarse = rounding(model.dtype)
+    rules = {"least": plan.least, "seed": plan.seed, "rounding": fine}
     free = changes(means[PATCHED], means[BASE], units, **rules)
     others = {arm: means[arm] for arm in written.others}
     free = _with_others(free, beside(free, others, means[BASE], units), written.others)
@@ -169,9 +171,7 @@ def pathways(
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
-    result = tables_of(
-        table, kept, found, cells, (units, held_units), setting, plan, rounding(model)
-    )
+    result = tables_of(table, kept, found, cells, (units, held_units), setting, plan, coarse)
     result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
     return result
 
@@ -195,9 +195,16 @@ def _replayed(
     return worst
 
 
-def rounding(model: HookedModel) -> float:
-    """The share of a number up to which a difference is rounding."""
-    return _SPACINGS * torch.finfo(model.dtype).eps
+def rounding(dtype: torch.dtype) -> tuple[float, float]:
+    """The share of a number up to which a difference is rounding: of a mean coefficient, and of an
+    outcome.
+
+    In half types an outcome is off by some of their spacings. Their spacings say nothing of whether
+    a latent has changed: what is computed from equal numbers is equal in any type.
+    """
+    own, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    fine = _SPACINGS * min(own, single)
+    return fine, max(fine, _HALF_SPACINGS * own)
 
 
 def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> tuple[Site, ...]:
