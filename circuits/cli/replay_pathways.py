@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,7 +106,7 @@ def pathways_command(
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         found = same_saes(run.record, found)
         text = outcome or task_outcome(task, loaded) or "kl"
-        plan = plan.with_(parse_outcome(text, loaded.tokenizer), seed or 0)
+        plan = replace(plan, outcome=parse_outcome(text, loaded.tokenizer), seed=seed or 0)
         result = pathways(written, loaded, found, plan)
     result.record.update(command=ctx.obj, task=task, run=str(folder))
     result.save(target, cards)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "total": "total, text held",
     "mediated": "  by all mediators together",
+    "controls": "  by as many random active latents",
     "direct": "  left with all of them frozen",
     "seen": "seen in the run",
     "seen_direct": "  direct",
@@ -57,7 +58,8 @@ def _value(row: dict[str, Any]) -> str:
 def _print_mediators(result: PathwaysResult) -> None:
     table = Table(title="Mediators", box=box.SIMPLE_HEAD)
     for column in ("latent", "mediated", "share", "by itself", "q", "confirmed"):
-        table.add_column(column, justify="left" if column == "latent" else "right")
+        left = column == "latent"
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for row in result.mediators().to_dict("records"):
         cells = (
             f"{row['site']} {row['latent']}",
@@ -79,7 +81,8 @@ def _print_changes(result: PathwaysResult, view: str, title: str, top: int) -> N
     table = Table(title=f"Latents that change {title}{most}", box=box.SIMPLE_HEAD)
     heads = ("latent", "no-op", "difference", "d_z", "q", *(() if view else ("random arms",)))
     for column in heads:
-        table.add_column(column, justify="left" if column == "latent" else "right")
+        left = column == "latent"
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for row in found.head(top).to_dict("records"):
         named = {f"d{end}": row[f"{view}{c}"] for end, c in _ENDS.items()}
         cells = [

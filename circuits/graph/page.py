@@ -20,18 +20,10 @@ from typing import Any
 from circuits.features.bank import FeatureBank
 from circuits.graph.cards import cards_of
 from circuits.graph.circuit import Circuit
-from circuits.graph.formats import check_finite, metric_name
+from circuits.graph.formats import check_finite, metric_name, words_of
 from circuits.patch.ability import forced_line
 from circuits.tokens import visible
 
-# What the two signs and the two runs are called; the record of a graph that is no circuit of prompt
-# pairs has `words` of its own.
-WORDS = {
-    "positive": "toward clean",
-    "negative": "away from clean",
-    "first": "clean",
-    "second": "corrupted",
-}
 # In the order in which they use one another.
 _SCRIPTS = ("page-model.js", "page-layout.js", "page-draw.js", "page-panel.js", "page.js")
 _HERE = Path(__file__).parent
@@ -61,7 +53,7 @@ def graph_page(
         "drawn": len(shown),
         "record": json.dumps(circuit.record),
         "metric": metric_name(circuit),
-        "words": _words(circuit),
+        "words": words_of(circuit),
         "tokens": [
             [[visible(t) for t in token.clean], [visible(t) for t in token.corrupted]]
             for token in circuit.tokens
@@ -117,10 +109,6 @@ def _file(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _words(circuit: Circuit) -> dict[str, str]:
-    return {**WORDS, **(circuit.record.get("words") or {})}
-
-
 def _facts(circuit: Circuit, nodes: int) -> list[str]:
     """Lines of HTML below the title: what it was found on and how, and what must not be missed.
     nodes: how many it has with those that are not drawn."""
@@ -173,6 +161,6 @@ def _counts(circuit: Circuit, nodes: int) -> str:
     kinds = (" + ".join(parts) or "no nodes") + left
     where = ", summed over positions" if circuit.summed else ""
     metric = html.escape(metric_name(circuit))
-    words = {name: html.escape(word) for name, word in _words(circuit).items()}
+    words = {name: html.escape(word) for name, word in words_of(circuit).items()}
     sign = f"positive (blue) = {words['positive']}, negative (red) = {words['negative']}"
     return f"{kinds}{where}, {len(circuit.edges):,} edges &middot; in units of the {metric}: {sign}"

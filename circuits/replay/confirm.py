@@ -66,13 +66,14 @@ class Setting:
         return run_pass(self.model, text, edits_of(self.saes, changes, text.prompt), watch)
 
     def steps(self, found: Pass, reference: Pass) -> Float[Tensor, "row step"]:
-        """The outcome at every step, in float64 from the logits on."""
-        return self.outcome.values(found.logits.double(), reference.logits.double())
+        """The outcome at every step. Row by row: vocabularies are large."""
+        pairs = zip(found.logits.split(1), reference.logits.split(1), strict=True)
+        return torch.cat([self.outcome.values(mine, base) for mine, base in pairs])
 
     def mean(self, found: Pass, reference: Pass, text: Text) -> Float[np.ndarray, " row"]:
         """The outcome of each response."""
         steps = self.steps(found, reference)
-        return steps_mean(steps, text.lengths, self.first).cpu().numpy()
+        return steps_mean(steps.double(), text.lengths, self.first).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Confirmed:
     """Outcomes trial by trial, as differences from the no-op run; see the module.
 
     base: m(no-op) itself. left, alone, direct: by mediator. left_all: with all frozen, which is
-    the source's direct part. reach: the change of mediator j when only i is at its changed values;
+    the source's direct part; left_controls: with as many random latents frozen
+    instead, NaN without any. reach: the change of mediator j when only i is at its changed values;
     reach_source: when only the source is. moved: the mediators' whole change. source: the
     coefficient of the (first) source as it is and changed. Coefficients are means over steps.
     """
@@ -89,6 +91,7 @@ class Confirmed:
     base: Float[np.ndarray, " trial"]
     total: Float[np.ndarray, " trial"]
     left_all: Float[np.ndarray, " trial"]
+    left_controls: Float[np.ndarray, " trial"]
     left: Float[np.ndarray, "trial mediator"]
     alone: Float[np.ndarray, "trial mediator"]
     direct: Float[np.ndarray, "trial mediator"]
@@ -104,17 +107,20 @@ def confirm(
     given: Sequence[Sequence[int]],
     mediators: Sequence[Mediator],
     *,
+    controls: Sequence[Mediator] = (),
     batch_size: int = 16,
     progress: bool = True,
 ) -> Confirmed:
     """Freeze each mediator, all of them, and put each in by itself.
 
     prompts, given: tokens of every trial's prompt and of its response in the no-op arm.
-    mediators: at sites after the source's, in any order.
+    mediators, controls: at sites after the source's, in any order.
     """
     n, k = len(prompts), len(mediators)
     parts: dict[str, np.ndarray] = {}
-    sizes = {"base": (n,), "total": (n,), "left_all": (n,), "reach": (n, k, k), "source": (n, 2)}
+    sizes: dict[str, tuple[int, ...]] = {"reach": (n, k, k), "source": (n, 2)}
+    for name in ("base", "total", "left_all", "left_controls"):
+        sizes[name] = (n,)
     for name in ("left", "alone", "direct", "moved", "reach_source"):
         sizes[name] = (n, k)
     for name, size in sizes.items():
@@ -122,17 +128,17 @@ def confirm(
     groups = list(batches(prompts, given, batch_size))
     for rows in tqdm(groups, desc="freezing mediators", unit="batch", disable=not progress):
         text = text_of(rows, [prompts[i] for i in rows], [given[i] for i in rows])
-        for name, value in _batch(setting, text, mediators).items():
+        for name, value in _batch(setting, text, mediators, controls).items():
             parts[name][rows] = value
     return Confirmed(tuple(mediators), **parts)
 
 
 def _batch(
-    setting: Setting, text: Text, mediators: Sequence[Mediator]
+    setting: Setting, text: Text, mediators: Sequence[Mediator], controls: Sequence[Mediator]
 ) -> dict[str, Float[np.ndarray, "row ..."]]:
     watch = list(dict.fromkeys(site for site, _ in mediators))
-    first = setting.source[0]
-    off = setting.run(text, (), [first.site, *watch])
+    before = [setting.source[0].site, *(site for site, _ in controls), *watch]
+    off = setting.run(text, (), before)
     on = setting.run(text, setting.source, watch)
     low, high = (_values(setting.saes, one, mediators) for one in (off, on))
     base = setting.mean(off, off, text)
@@ -147,10 +153,14 @@ def _batch(
 
     held = setting.run(text, [*setting.source, *frozen], watch) if mediators else on
     k = len(mediators)
+    still = _values(setting.saes, off, controls)
+    random = [*setting.source, *(_hold(m, still[m]) for m in controls)]
+    nan = np.full(len(base), np.nan)
     found: dict[str, np.ndarray] = {
         "base": base,
         "total": effect(on),
         "left_all": effect(held),
+        "left_controls": effect(setting.run(text, random)) if controls else nan,
         "moved": _step_means(text, [high[m] - low[m] for m in mediators]),
         "reach_source": reach(held),
         "reach": np.zeros((len(base), k, k)),
@@ -214,11 +224,12 @@ class Routes:
     """The four cells, as outcomes.
 
     cells: mean over the steps of each response, by name. steps: [trial, step] by name, NaN where
-        the text has no such step.
+        the text has no such step. logprobs: of each response, by name, natural logarithms.
     """
 
     cells: Mapping[str, Float[np.ndarray, " trial"]]
     steps: Mapping[str, Float[np.ndarray, "trial step"]]
+    logprobs: Mapping[str, Float[np.ndarray, " trial"]]
 
     @property
     def parts(self) -> dict[str, Float[np.ndarray, " trial"]]:
@@ -259,6 +270,7 @@ def routes(
     longest = max(len(one) for texts in (plain, patched) for one in texts)
     cells = {name: np.zeros(len(prompts)) for name in CELLS}
     steps = {name: np.full((len(prompts), longest), np.nan) for name in CELLS}
+    logprobs = {name: np.zeros(len(prompts)) for name in CELLS}
     whole = setting.outcome.kind == "kl"
     if whole:
         patched = [b[: len(a)] for a, b in zip(plain, patched, strict=True)]
@@ -274,9 +286,19 @@ def routes(
                 compared = Pass(reference.logits[:, :count] if whole else found.logits, {})
                 values = setting.steps(found, compared)
                 name = CELLS[row + 2 * column]
-                mean = steps_mean(values, text.lengths, setting.first)
+                mean = steps_mean(values.double(), text.lengths, setting.first)
                 cells[name][rows] = mean.cpu().numpy()
+                logprobs[name][rows] = _logprobs(found, [given[i] for i in rows])
                 outside = torch.arange(count)[None] >= text.lengths[:, None]
                 kept = values.cpu().masked_fill(outside, float("nan")).numpy()
                 steps[name][rows[:, None], np.arange(count)[None]] = kept
-    return Routes(cells, steps)
+    return Routes(cells, steps, logprobs)
+
+
+def _logprobs(found: Pass, given: Sequence[Sequence[int]]) -> Float[np.ndarray, " row"]:
+    """Of each row's tokens together."""
+    sums = []
+    for logits, ids in zip(found.logits, given, strict=True):
+        mine = logits[: len(ids)].float().log_softmax(-1)
+        sums.append(mine[torch.arange(len(ids)), list(ids)].double().sum())
+    return torch.stack(sums).cpu().numpy()

@@ -148,11 +148,12 @@ def slopes(
 def coefficients(
     sae: Sae, x: Float[Tensor, "row position width"], latents: Sequence[int]
 ) -> Float[Tensor, "row position some"]:
-    """Effective coefficients of some latents, in the type of `x`."""
+    """Effective coefficients of some latents, in the SAE's type: in the model's, if that is a half
+    type, holding a latent at its own value would change it."""
     read = sae.reader(latents)
     flat = x.reshape(-1, x.shape[-1])
     parts = [read(part.to(sae.dtype)) for part in flat.split(max(1, _DENSE_AT_ONCE // sae.d_sae))]
-    return torch.cat(parts).view(*x.shape[:2], -1).to(x.dtype)
+    return torch.cat(parts).view(*x.shape[:2], -1)
 
 
 @torch.no_grad()

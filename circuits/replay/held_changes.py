@@ -43,7 +43,7 @@ def held_changes(
         on = run_pass(model, text, edits, sites)
 
         def outcome(logits: Tensor, off: Pass = off, text: Text = text) -> Tensor:
-            values = setting.outcome.values(logits.double(), off.logits.double())
+            values = setting.outcome.values(logits, off.logits)
             return steps_mean(values, text.lengths, setting.first)
 
         gradients = slopes(model, text, edits, sites, outcome)

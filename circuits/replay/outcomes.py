@@ -53,7 +53,10 @@ class Outcome:
         logits: Float[Tensor, "row step vocab"],
         reference: Float[Tensor, "row step vocab"],
     ) -> Float[Tensor, "row step"]:
-        """The outcome of each distribution. reference: logits of the no-op run, for kl."""
+        """The outcome of each distribution, in float32 at least. reference: logits of the no-op
+        run, for kl."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits, reference = logits.to(wide), reference.to(wide)
         if self.kind == "kl":
             base = reference.log_softmax(-1)
             return (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
@@ -67,7 +70,13 @@ class Outcome:
     @property
     def name(self) -> str:
         """For titles and axes."""
-        return "KL from the no-op run" if self.kind == "kl" else self.text
+        if self.kind == "kl":
+            return "KL from the no-op run"
+        words = self.text.partition(":")[2].split("//")
+        first, *second = (" or ".join(map(repr, side.split("|"))) for side in words)
+        said = {"logprob": "log probability of", "logit": "logit of", "difference": "log odds of"}
+        against = f" against {second[0]}" if second else ""
+        return f"{said[self.kind]} {first}{against}"
 
 
 def parse_outcome(text: str, tokenizer: Any) -> Outcome:

@@ -7,8 +7,9 @@
 3. Mediators: of the latents that change with the text held, those with the largest estimated part
    in the outcome, sum over positions of (coefficient changed - no-op) <decoder row, gradient>, the
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
-4. They are frozen, put in by themselves, and wired to each other by intervention; and the effect
-   that was seen is split into a direct part and one by tokens (confirm.py).
+4. They are frozen, put in by themselves, and wired to each other by intervention, and so are as
+   many random active latents of their sites, together; and the effect that was seen is split into a
+   direct part and one by tokens (confirm.py).
 
 Mediators are chosen and confirmed on the same trials; their shares are measured by intervention and
 not by what they were chosen for, but the largest of many is a little too large.
@@ -17,7 +18,7 @@ not by what they were chosen for, but the largest of many is a little too large.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from jaxtyping import Float
 
 from circuits.models.hooked import HookedModel
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
-from circuits.replay.confirm import Mediator, Setting, confirm, routes
+from circuits.replay.confirm import Mediator, Routes, Setting, confirm, routes
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
 from circuits.replay.outcomes import Outcome, check_outcome
@@ -42,28 +43,32 @@ if TYPE_CHECKING:
     from circuits.replay.result import ReplayResult
 
 BASE, PATCHED = "no-op", "latent"
-_SPACINGS = 100  # of a type's numbers: what differs by no more is rounding
+_SPACINGS = 100  # of a type's numbers, float32's at most: what differs by no more is rounding
+_HALF_SPACINGS = 4
 
 
 @dataclass(frozen=True)
 class Written:
     """A finished replay, as pathways need it.
 
-    responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length`. latents: its
-    latents.parquet. prompts: token ids by prompt. source: the changes of the patched arm.
+    responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length, logprob`. latents:
+    its latents.parquet. sites: that it recorded. prompts: token ids by prompt. source: the changes
+    of the patched arm.
     """
 
     responses: pd.DataFrame
     latents: Path
     prompts: Mapping[Any, Sequence[int]]
     source: Sequence[Change]
+    sites: tuple[Site, ...]
 
     @classmethod
     def of(cls, run: ReplayResult) -> Written:
         """A run that was read back."""
         prompts = dict(enumerate(run.record["prompt_tokens"]))
         source = [change_of(entry) for entry in run.record["changes"]]
-        return cls(run.responses, run.folder / "latents.parquet", prompts, source)
+        latents = run.folder / "latents.parquet"
+        return cls(run.responses, latents, prompts, source, run.sites)
 
     @property
     def others(self) -> list[str]:
@@ -111,10 +116,6 @@ class Plan:
         if wrong:
             raise PathwayError(f"{'; '.join(wrong)}.")
 
-    def with_(self, outcome: Outcome, seed: int) -> Plan:
-        """The same for another outcome and seed."""
-        return replace(self, outcome=outcome, seed=seed)
-
 
 def change_of(entry: Mapping[str, Any]) -> Change:
     """The change that `describe` wrote into a record."""
@@ -136,7 +137,8 @@ def pathways(
     units = Units.of(_codes(trials.table), plan.unit)
     widths = {site: saes.sources[site].d_sae for site in sites}
     means = read_means(written.latents, trials, widths)
-    rules = {"least": plan.least, "seed": plan.seed, "rounding": rounding(model)}
+    fine, coarse = rounding(model.dtype)
+    rules = {"least": plan.least, "seed": plan.seed, "rounding": fine}
     free = changes(means[PATCHED], means[BASE], units, **rules)
     others = {arm: means[arm] for arm in written.others}
     free = _with_others(free, beside(free, others, means[BASE], units), written.others)
@@ -147,23 +149,62 @@ def pathways(
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
     vocab = model.run(torch.tensor(prompts[:1])).shape[1]
     check_outcome(plan.outcome, vocab)
-    texts = {arm: _texts(written.responses, arm, kept) for arm in (BASE, PATCHED)}
+    texts = {
+        arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
+        for arm in (BASE, PATCHED)
+    }
     setting = Setting(model, saes, written.source, plan.outcome, plan.first)
     size = plan.batch_size
     first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
     held = changes(first, second, held_units, **rules)
     table = _merged(free, held, estimates, held_units)
     chosen = choose(table, plan)
-    found = confirm(setting, prompts, texts[BASE], chosen, batch_size=size, progress=progress)
+    found = confirm(
+        setting,
+        prompts,
+        texts[BASE],
+        chosen,
+        controls=draw_controls(table, chosen, plan.seed),
+        batch_size=size,
+        progress=progress,
+    )
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
-    return tables_of(table, kept, found, cells, (units, held_units), setting, plan, rounding(model))
+    result = tables_of(table, kept, found, cells, (units, held_units), setting, plan, coarse)
+    result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
+    return result
 
 
-def rounding(model: HookedModel) -> float:
-    """The share of a number up to which a difference is rounding."""
-    return _SPACINGS * torch.finfo(model.dtype).eps
+def _replayed(
+    responses: pd.DataFrame,
+    trials: pd.DataFrame,
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    cells: Routes,
+    plan: Plan,
+) -> float:
+    """By how much a token's log probability is off, at most, from what the run recorded, on average
+    over a response."""
+    worst = 0.0
+    for arm, name in ((BASE, "m00"), (PATCHED, "m11")):
+        if plan.outcome.kind == "kl" and arm == PATCHED:
+            continue  # responses are cut there
+        recorded = np.array(_column(responses, arm, trials, "logprob"))
+        lengths = np.array([len(one) for one in texts[arm]])
+        worst = max(worst, float((np.abs(recorded - cells.logprobs[name]) / lengths).max()))
+    return worst
+
+
+def rounding(dtype: torch.dtype) -> tuple[float, float]:
+    """The share of a number up to which a difference is rounding: of a mean coefficient, and of an
+    outcome.
+
+    In half types an outcome is off by some of their spacings. Their spacings say nothing of whether
+    a latent has changed: what is computed from equal numbers is equal in any type.
+    """
+    own, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    fine = _SPACINGS * min(own, single)
+    return fine, max(fine, _HALF_SPACINGS * own)
 
 
 def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> tuple[Site, ...]:
@@ -173,10 +214,15 @@ def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> 
         raise PathwayError(
             f"the patched arm changes {len(written.source)} latents: pathways are those of one."
         )
-    missing = [str(s) for s in (*sources, *(asked or ())) if s not in saes.sources]
-    if missing:
-        raise PathwayError(f"there is no SAE at {', '.join(missing)}.")
-    order = forward_order([*sources, *(asked or saes.sources)])
+    there = [s for s in written.sites if s in saes.sources]
+    if missing := [str(s) for s in sources if s not in saes.sources]:
+        raise PathwayError(f"there is no SAE at {', '.join(missing)}, where the source is.")
+    if missing := [str(s) for s in asked or () if s not in there]:
+        raise PathwayError(
+            f"{', '.join(missing)} was not recorded, or has no SAE: there are "
+            f"{', '.join(map(str, there))}."
+        )
+    order = forward_order([*sources, *(asked or there)])
     after = order[order.index(written.source[0].site) + 1 :]
     before = [str(s) for s in asked or () if s not in after]
     if before or not after:
@@ -192,10 +238,10 @@ def _codes(table: pd.DataFrame) -> np.ndarray:
     return pd.factorize(table["prompt"])[0].astype(int)
 
 
-def _texts(responses: pd.DataFrame, arm: str, trials: pd.DataFrame) -> list[list[int]]:
-    mine: Any = responses[responses["arm"] == arm].set_index(["prompt", "trial"])["tokens"]
-    keys = zip(trials["prompt"], trials["trial"], strict=True)
-    return [[int(t) for t in mine[key]] for key in keys]
+def _column(responses: pd.DataFrame, arm: str, trials: pd.DataFrame, name: str) -> list[Any]:
+    """A column of one arm, in the order of trials."""
+    mine: Any = responses[responses["arm"] == arm].set_index(["prompt", "trial"])[name]
+    return [mine[key] for key in zip(trials["prompt"], trials["trial"], strict=True)]
 
 
 def _with_others(
@@ -240,3 +286,16 @@ def choose(table: pd.DataFrame, plan: Plan) -> list[Mediator]:
     order = moved["estimate"].abs().sort_values(ascending=False, kind="stable").index
     some = moved.loc[order[: plan.mediators]]
     return [(Site.parse(str(s)), int(k)) for s, k in zip(some["site"], some["latent"], strict=True)]
+
+
+def draw_controls(table: pd.DataFrame, mediators: Sequence[Mediator], seed: int) -> list[Mediator]:
+    """For each mediator another latent of its site that is active, at random; fewer where there
+    are not as many."""
+    draw, found = np.random.default_rng(seed), []
+    for site in dict.fromkeys(site for site, _ in mediators):
+        mine = [latent for where, latent in mediators if where == site]
+        tested: Any = table[(table["site"] == str(site)) & table["held_p"].notna()]
+        others = [int(k) for k in tested["latent"] if k not in mine]
+        some = draw.permutation(len(others))[: len(mine)]
+        found += [(site, others[i]) for i in sorted(some)]
+    return found

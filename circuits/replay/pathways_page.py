@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from circuits.report import page
 from circuits.report.tables import Html, number, of_row, paragraph, table
 
@@ -17,6 +19,7 @@ _EFFECTS = {
     "total": "total, text held",
     "direct": "left with all mediators frozen",
     "mediated": "by all mediators together",
+    "controls": "by as many random active latents",
     "seen": "seen in the run",
     "seen_direct": "direct: change with the no-op arm's tokens",
     "seen_by_tokens": "by tokens: the patched arm's tokens without the change",
@@ -40,7 +43,11 @@ def pathways_page(result: PathwaysResult, bank: FeatureBank | None = None) -> st
     sections += [("Effects on the outcome", _effects(result))]
     sections += [("Direct and by tokens", steps_figure(result))]
     if len(result.pathways):
-        sections += [("What changes", changes_figure(result)), ("Latents", _latents(result))]
+        sections += [
+            ("What changes", changes_figure(result)),
+            ("Latents with the text held", _changed(result, "held_")),
+            ("Latents in the run", _changed(result, "")),
+        ]
     sections.append(("How it was done", paragraph(_how(result), "note")))
     source = result.record["source"]
     return page(f"Pathways of {source['site']} latent {source['latent']}", sections)
@@ -66,48 +73,35 @@ def _effects(result: PathwaysResult) -> Html:
     return table(heads, rows, heads[1:3])
 
 
-def _latents(result: PathwaysResult) -> Html:
-    heads = (
-        "latent",
-        "run: no-op",
-        "difference",
-        "d_z",
-        "q",
-        "random arms",
-        "held: no-op",
-        "difference, text held",
-        "d_z, held",
-        "q, held",
-        "mediated",
-        "share",
-        "by itself",
-    )
+def _changed(result: PathwaysResult, view: str) -> Html:
+    """Latents in one view: mediators, then the smallest q, among equals the largest sizes."""
     every: Any = result.pathways
-    least = every[["q", "held_q"]].min(axis=1)
-    order = least.sort_values(kind="stable").index[:_MOST]
+    tested = every[every[f"{view}p"].notna()]
+    sizes = tested[f"{view}size"].abs().fillna(0).to_numpy()
+    keys = (-sizes, tested[f"{view}q"].to_numpy(), tested["mediated"].isna().to_numpy())
+    order = tested.index[np.lexsort(keys)[:_MOST]]
+    heads = ["latent", "no-op", "patched", "difference, 95% interval", "d_z", "q"]
+    heads += ["mediated", "share"] if view else ["random arms", "reconstruction"]
     rows = []
     for row in every.loc[order].to_dict("records"):
-        cells = [f"{row['site']} {row['latent']}"]
-        for view in ("", "held_"):
-            mine = {name: row[f"{view}{name}"] for name in ("difference", "low", "high")}
-            mine |= {"difference_low": mine["low"], "difference_high": mine["high"]}
-            cells += [
-                number(row[f"{view}base"], ".3g"),
-                of_row(mine, "difference", "+.3g"),
-                of_row(row, f"{view}size", ".2f"),
-                number(row[f"{view}q"], ".2g"),
-            ]
-            if not view:
-                cells.append(number(row["random"], "+.3g"))
-        cells += [
-            of_row(row, "mediated", "+.3g"),
-            of_row(row, "share", ".0%"),
-            of_row(row, "alone", "+.3g"),
+        ends = {"": "difference", "_low": "low", "_high": "high"}
+        named = {f"d{end}": row[f"{view}{name}"] for end, name in ends.items()}
+        cells = [
+            f"{row['site']} {row['latent']}",
+            number(row[f"{view}base"], ".3g"),
+            number(row[f"{view}patched"], ".3g"),
+            of_row(named, "d", "+.3g"),
+            of_row(row, f"{view}size", ".2f"),
+            number(row[f"{view}q"], ".2g"),
         ]
+        if view:
+            cells += [of_row(row, "mediated", "+.3g"), of_row(row, "share", ".0%")]
+        else:
+            cells += [number(row[name], "+.3g") for name in ("random", "reconstruction")]
         rows.append(cells)
-    left = len(every) - len(rows)
-    note = f"{left:,} more are in pathways.parquet." if left > 0 else ""
-    return table(heads, rows, heads[1:]) + paragraph(note, "note")
+    left = len(tested) - len(rows)
+    note = paragraph(f"{left:,} more are in pathways.parquet.", "note") if left else Html("")
+    return table(heads, rows, heads[1:]) + note
 
 
 def _how(result: PathwaysResult) -> str:
@@ -128,7 +122,8 @@ def _how(result: PathwaysResult) -> str:
         f"{record['plan']['least']} {unit}s. With the text held, the no-op arm's tokens of "
         f"{record['trials_held']:,} trials were run with and without the change. Mediators are the "
         "latents that change there with the largest estimated part in the outcome; frozen: held at "
-        "their no-op values at every position while the source is changed; by itself: held at "
+        "their no-op values at every position while the source is changed (and so are, for "
+        "comparison, as many random active latents of their sites); by itself: held at "
         "their values of the changed run in a run without the change. Shares are refused where the "
         "total may be 0. Mediators were chosen and frozen on the same trials. "
         f"Sign: {record['sign_convention']}."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TABLES = ("pathways", "effects", "steps", "trials")
 GRAPH = "pathways.json"
+_REPLAYED = 0.05  # nats a token: more than bfloat16 and another batch make
 SIGN = (
     "positive: the change of the source raises the latent or the outcome (patched arm minus no-op "
     "arm); mediated = total - what is left with the mediator held at its no-op values"
@@ -37,7 +38,8 @@ class PathwaysResult:
         mediated_q, share, share_low, share_high` of the total, `alone` and `direct` with their
         intervals, and `confirmed`. NaN where a view did not test the latent.
     effects: `name, value, low, high, share, share_low, share_high, problem`: with the text held
-        `total`, `direct` (all mediators frozen) and `mediated` (by all of them together); seen in
+        `total`, `direct` (all mediators frozen), `mediated` (by all of them together) and
+        `controls` (by as many random active latents of their sites together, NaN without); seen in
         the run `seen`, split into `seen_direct, seen_by_tokens, seen_interaction`. Units of the
         outcome.
     steps: that split at every step: `step, trials, part, value, low, high`.
@@ -105,13 +107,18 @@ class PathwaysResult:
             tested = int(every[f"{view}p"].notna().sum())
             smallest = record[f"smallest_p{suffix}"]
             needed = math.ceil(tested * smallest / record["level"] - 1e-9)
-            if needed > 1:
+            if needed > 1 and self.found(view).empty:
                 where = "with the text held" if view else "in the run"
                 said.append(
                     f"{record[f'units{suffix}']} {record[f'unit{suffix}']}s give no p below "
                     f"{smallest:.2g}: of {tested} latents tested {where}, at least {needed} must "
                     "change for any to be found. More prompts would help."
                 )
+        if record["replayed_error"] > _REPLAYED:
+            said.append(
+                "What the run wrote is not as probable as it recorded: off by up to "
+                f"{record['replayed_error']:.2g} a token. Model, type or SAEs are not as they were."
+            )
         if record["unit"] == "trial":
             said.append(
                 f"With {record['prompts']} prompts, tests and intervals are over trials: they say "

@@ -136,6 +136,7 @@ def _effects(
         "total": (found.total, None),
         "direct": (found.left_all, found.total),
         "mediated": (found.total - found.left_all, found.total),
+        "controls": (found.total - found.left_controls, found.total),
         "seen": (split["total"], None),
         "seen_direct": (split["direct"], split["total"]),
         "seen_by_tokens": (split["by_tokens"], split["total"]),
@@ -145,7 +146,7 @@ def _effects(
     for name, (part, total) in values.items():
         row: dict[str, Any] = {"name": name, **_interval(part, units, plan.seed)}
         of = Share(float("nan"), float("nan"), float("nan"))
-        if total is not None:
+        if total is not None and not np.isnan(part).any():
             of = share(part, total, units, noise=noise, seed=plan.seed)
         rows.append({**row, **_share(of), "problem": of.problem})
     return pd.DataFrame(rows)
@@ -171,7 +172,8 @@ def _steps(seen: Routes, units: Units, seed: int) -> pd.DataFrame:
 
 
 def _by_trial(trials: pd.DataFrame, found: Confirmed, seen: Routes) -> pd.DataFrame:
-    columns = {"base": found.base, "total": found.total, "left_all": found.left_all, **seen.cells}
+    columns = {"base": found.base, "total": found.total, "left_all": found.left_all}
+    columns |= {"left_controls": found.left_controls, **seen.cells}
     for i, (site, latent) in enumerate(found.mediators):
         columns[f"left:{site}:{latent}"] = found.left[:, i]
         columns[f"alone:{site}:{latent}"] = found.alone[:, i]
@@ -240,8 +242,9 @@ def graph_of(
     ]
     about = {
         name: record[name] for name in ("method", "model", "model_sha256", "saes", "source")
-    } | {"metric": record["outcome"], "pairs": record["trials_held"], "words": _WORDS}
-    return Circuit(tuple(nodes), tuple(upward), sites, (), "replay", True, about)
+    } | {"metric": record["outcome"], "trials": record["trials_held"], "words": _WORDS}
+    name = f"replay, {record['trials_held']} trials"
+    return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
 
 
 def _node(row: dict[str, Any], node: Node) -> CircuitNode:

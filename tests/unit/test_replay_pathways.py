@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
     effects = {name: result.effect(name)["value"] for name in result.effects["name"]}
     assert effects["total"] == pytest.approx(total, abs=1e-9)
     assert effects["direct"] == pytest.approx(own, abs=1e-9)
+    assert abs(effects["controls"]) < 1e-9  # N, which S does not reach
     patched = [mean_odds(*one, HELD) for one in tokens(run, "latent")]
     words = [mean_odds(*one) for one in tokens(run, "latent")]
     seen = over_prompts(patched) - over_prompts(base)
@@ -106,6 +108,7 @@ def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
     )
     parts = [effects[f"seen_{name}"] for name in ("direct", "by_tokens", "interaction")]
     assert sum(parts) == pytest.approx(seen, abs=1e-9)
+    assert result.record["replayed_error"] < 1e-6 and result.warnings() == []
     assert "1 of 1 mediators confirmed; together they carry" in result.headline()
 
 
@@ -162,7 +165,12 @@ def test_on_disk_and_as_a_page(folder: Path, tmp_path: Path) -> None:
     assert "https://" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     inner = html.unescape(re.findall(r'srcdoc="(.*?)"', page, flags=re.DOTALL)[0])
     assert "positive (blue) = raises the outcome" in inner and "toward clean" not in inner
-    for line in ("The pathway graph", "Direct and by tokens", "by all mediators together"):
+    for line in (
+        ">What changes</h2>",
+        "The pathway graph",
+        "Direct and by tokens",
+        "by all mediators together",
+    ):
         assert line in page
     with pytest.raises(RunError, match="holds a run of 'replay'"):
         PathwaysResult.load(folder / "S-False")
@@ -187,13 +195,18 @@ def test_part_of_a_run(folder: Path) -> None:
     few = found(run, kind="odd")
     assert few.record["unit"] == "trial" and few.record["units"] == 6 * TRIALS
     assert any("say nothing of other prompts" in line for line in few.warnings())
+    none = found(run, least=1000, mediators=0)
+    assert none.pathways.empty and none.found().empty and none.graph.edges[0].target is None
+    assert (
+        "0 of 0 downstream latents" in none.headline() and ">What changes</h2>" not in none.page()
+    )
 
 
 def test_what_cannot_be_done_is_said(folder: Path) -> None:
     run = ran(folder, "S", False)
     for more, said in (
         ({"sites": (SOURCE,)}, "resid_pre.0 do not come after it"),
-        ({"sites": (Site.parse("resid_post.1"),)}, "no SAE at resid_post.1"),
+        ({"sites": (Site.parse("resid_post.1"),)}, "resid_post.1 was not recorded, or has no SAE"),
         ({"kind": "risky"}, "no prompts of the kind 'risky': it has even, odd"),
         ({"outcome": "logit:#99"}, r"the tokens \[99\], the model has 0 to 7"),
         ({"level": 1.5}, "level must lie between 0 and 1"),
@@ -202,7 +215,13 @@ def test_what_cannot_be_done_is_said(folder: Path) -> None:
         with pytest.raises(PathwayError, match=said):
             found(run, **more)
     two = Written.of(run)
-    both = Written(two.responses, two.latents, two.prompts, [*two.source, *two.source])
+    both = replace(two, source=[*two.source, *two.source])
+    other = replace(two, source=[replace(two.source[0], value=3.5)])
+    wrong = pathways(other, writer().model, writer().saes, Plan(Outcome("kl")), progress=False)
+    assert wrong.record["replayed_error"] < 1e-6  # of the no-op arm alone, with kl
+    by_odds = Plan(parse_outcome(ODDS, writer().model.tokenizer), mediators=0)
+    wrong = pathways(other, writer().model, writer().saes, by_odds, progress=False)
+    assert any("not as probable as it recorded" in line for line in wrong.warnings())
     with pytest.raises(PathwayError, match="changes 2 latents"):
         pathways(both, writer().model, writer().saes, Plan(Outcome("kl")), progress=False)
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from circuits.replay.confirm import Confirmed, Setting, confirm, routes
-from circuits.replay.held import batches, run_pass, slopes, text_of
+from circuits.replay.held import batches, coefficients, run_pass, slopes, text_of
 from circuits.replay.interventions import Change, edits_of
 from circuits.replay.outcomes import Outcome, steps_mean
+from circuits.replay.pathways import rounding
 from circuits.sites import Site
+from tests import tiny
+from tests.replayed import POST, random_saes
 from tests.writer import (
     FIRST,
     NO,
@@ -96,8 +99,17 @@ def test_mediated_shares_in_closed_form() -> None:
     hand = by_hand(False, prompts, given)
     assert 0.1 < hand["own"].mean() / hand["total"].mean() < 0.5
     names = ["N", "M", "K"]
-    found = confirm(setting(), prompts, given, mediators(*names), batch_size=5, progress=False)
+    found = confirm(
+        setting(),
+        prompts,
+        given,
+        mediators(*names),
+        controls=mediators("N", "K"),
+        batch_size=5,
+        progress=False,
+    )
     close = {"abs": 1e-12}
+    assert found.left_controls == pytest.approx(hand["total"], **close)
     assert found.total == pytest.approx(hand["total"], **close)
     assert found.left_all == pytest.approx(hand["own"], **close)
     for i, name in enumerate(names):
@@ -165,8 +177,8 @@ def test_batches_and_order_change_nothing() -> None:
 def test_a_latent_that_nobody_reads_has_no_effect(kind: str) -> None:
     outcome = {
         "kl": Outcome("kl"),
-        "logprob": Outcome("logprob", (YES,), text="x"),
-        "logit": Outcome("logit", (YES,), text="x"),
+        "logprob": Outcome("logprob", (YES,), text="logit:x"),
+        "logit": Outcome("logit", (YES,), text="logit:x"),
         "difference": DIFFERENCE,
     }[kind]
     prompts, given, other = texts(5)
@@ -267,3 +279,26 @@ def test_confirmed_without_mediators() -> None:
     found = confirm(setting(), prompts, given, [], progress=False)
     assert isinstance(found, Confirmed) and found.left.shape == (12, 0)
     assert found.left_all == pytest.approx(found.total)
+
+
+def test_holding_a_latent_at_its_own_value_changes_nothing_in_half_types() -> None:
+    model = tiny.bridge("llama", torch.bfloat16)
+    saes = random_saes([POST])
+    text = text_of(np.arange(2), [[5, 6, 7]] * 2, [[8, 9, 10, 11], [12, 13]])
+    plain = run_pass(model, text, {}, [POST])
+    some = list(range(0, 48, 5))
+    own = coefficients(saes[POST], plain.seen[POST], some)
+    assert own.dtype == torch.float32 and (own != 0).any()
+    changes = [Change(POST, k, "hold", own[..., i], first=True) for i, k in enumerate(some)]
+    same = run_pass(model, text, edits_of(saes, changes, 3), [POST])
+    assert torch.equal(plain.logits, same.logits)
+
+
+def test_what_counts_as_rounding() -> None:
+    """In half types a change of a latent must not drown in the spacing of their numbers."""
+    for dtype, fine, coarse in (
+        (torch.float64, 2.2e-14, 2.2e-14),
+        (torch.float32, 1.2e-5, 1.2e-5),
+        (torch.bfloat16, 1.2e-5, 0.031),
+    ):
+        assert rounding(dtype) == pytest.approx((fine, coarse), rel=0.02)

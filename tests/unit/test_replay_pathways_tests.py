@@ -252,9 +252,9 @@ def test_outcomes_by_hand() -> None:
     odds = (p[..., 1] + p[..., 2]).log() - p[..., 5].log()
     for outcome, expected in (
         (Outcome("kl"), (q * (q / p).log()).sum(-1)),
-        (Outcome("logprob", (1, 2), text="x"), (p[..., 1] + p[..., 2]).log()),
-        (Outcome("logit", (4,), text="x"), logits[..., 4] - logits.mean(-1)),
-        (Outcome("difference", (1, 2), (5,), "x"), odds),
+        (Outcome("logprob", (1, 2), text="logit:x"), (p[..., 1] + p[..., 2]).log()),
+        (Outcome("logit", (4,), text="logit:x"), logits[..., 4] - logits.mean(-1)),
+        (Outcome("difference", (1, 2), (5,), "difference:x//y"), odds),
     ):
         torch.testing.assert_close(outcome.values(logits, reference), expected)
     values = torch.tensor([[1.0, 2.0, 9.0], [4.0, 6.0, 8.0]])
@@ -281,7 +281,9 @@ def test_outcomes_as_text() -> None:
     assert read("logprob:a|b").tokens == (97, 98)
     assert read("logit: ").tokens == (32,)
     both = read("difference:a|#7//b")
-    assert (both.tokens, both.foils, both.name) == ((97, 7), (98,), "difference:a|#7//b")
+    assert (both.tokens, both.foils) == ((97, 7), (98,))
+    assert both.name == "log odds of 'a' or '#7' against 'b'"
+    assert read("logprob: ").name == "log probability of ' '"
     for text, said in (
         ("entropy:a", "unknown outcome 'entropy:a': expected kl"),
         ("logprob", "unknown outcome"),
