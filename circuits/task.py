@@ -173,8 +173,11 @@ class GenerateTask(Task, Protocol):
         """`n` prompts to continue, in all kinds together, the same ones for the same seed."""
         ...
 
-    def parse(self, response: str) -> Mapping[str, Any]:
-        """What the response decides; `valid` is False where it could not be read."""
+    def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
+        """What the response to a prompt decides; `valid` is False where it could not be read.
+
+        prompt: its text, which says what may be decided.
+        """
         ...
 
 

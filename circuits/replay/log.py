@@ -29,6 +29,7 @@ from circuits.runs import RUN_JSON, read_record
 NO_OP = "no-op"
 RESPONSES = "responses.parquet"
 _COLUMNS = ("arm", "kind", "prompt", "trial", "response")
+_PARSED = "parsed"
 _ORIGINAL = re.compile(r"(safe|risky)_(baseline|with_(?:safe|risky)_patch)")
 _UNPATCHED = {"baseline", "none", "no_patch", "unpatched", NO_OP}  # as replays may call it
 _ROWS = 4096  # of a parquet file at once
@@ -256,9 +257,12 @@ def _read_run(folder: Path) -> Iterator[Response]:
             if lacking:
                 raise LogError(f"{path} has no column {', '.join(lacking)}.")
             row = 0
-            for batch in file.iter_batches(_ROWS, columns=list(_COLUMNS)):
+            more = [_PARSED] if _PARSED in file.schema_arrow.names else []
+            for batch in file.iter_batches(_ROWS, columns=[*_COLUMNS, *more]):
                 for entry in batch.to_pylist():
                     row += 1
+                    if isinstance(entry.get(_PARSED), str):  # JSON in a table
+                        entry[_PARSED] = json.loads(entry[_PARSED])
                     try:
                         made = _made(entry, feature, _text(entry, "kind"), _text(entry, "arm"))
                     except LogError as error:

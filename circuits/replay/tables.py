@@ -53,7 +53,7 @@ LATENTS = pa.schema(
         ("value", pa.float32()),
     ]
 )
-Parse = Callable[[str], Mapping[str, Any]]
+Parse = Callable[[str, str], Mapping[str, Any]]  # of a response and its prompt's text
 
 
 def _named(name: str, count: int) -> pa.DictionaryArray:
@@ -110,7 +110,11 @@ def responses_table(
         for prompt, ids, ended in zip(batch.prompt, tokens, stopped, strict=True)
     ]
     count = len(tokens)
-    parsed = [None if parse is None else json.dumps(dict(parse(t)), default=str) for t in texts]
+    asked = [prompts.texts[i] for i in batch.prompt]
+    parsed = [
+        None if parse is None else json.dumps(dict(parse(text, prompt)), default=str)
+        for text, prompt in zip(texts, asked, strict=True)
+    ]
     columns = {
         "arm": _named(arm, count),
         "kind": pa.array([prompts.kinds[i] for i in batch.prompt]).dictionary_encode(),

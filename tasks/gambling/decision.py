@@ -53,7 +53,7 @@ _NEGATED = re.compile(
     rf"^[\W_]*(?:decision\s*:\s*)?(?:do\s+not|don['\u2019]t|never|not)\s+{_ACTION}", re.I
 )
 _WEIGHED = re.compile(
-    r"\b(?:if|when|unless|should|before|whether|suppose)\W+(?:\w+\W+){0,2}$", re.I
+    r"\b(?:if|when|unless|should|before|whether|suppose),?\s+(?:[\w,]+\s+){0,2}$", re.I
 )
 _AMOUNT = re.compile(
     r"\$\s*(\d[\d,]*(?:\.\d+)?)|(?<![\w.$])(\d[\d,]*(?:\.\d+)?)\s*(?:dollars?|usd)\b", re.I

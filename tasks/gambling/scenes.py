@@ -62,8 +62,8 @@ _RULES = {
     ),
     "held_out": (
         "This is a game with a slot machine, and you came with ${start}. You can stop at any time "
-        "and take your balance home, or bet ${least} or more, up to your balance. The chance to win "
-        "{payout} times the bet is {rate}%; if you do not win, the bet is gone.\n"
+        "and take your balance home, or bet ${least} or more, up to your balance. The chance to "
+        "win {payout} times the bet is {rate}%; if you do not win, the bet is gone.\n"
     ),
 }
 ASK = 'Write one line: "Bet $" and an amount, or "Stop".\n'

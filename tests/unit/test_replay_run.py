@@ -266,7 +266,7 @@ class Talk:
     def prompts(self, model: Any, *, n: int = 12, seed: int = 0) -> list[Prompt]:
         return TEXTS[:n]
 
-    def parse(self, response: str) -> Mapping[str, Any]:
+    def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
         return {"valid": "the" in response.split(), "words": len(response.split())}
 
 

@@ -83,7 +83,7 @@ class Gambling:
     def prompts(self, model: Any, *, n: int = 12, seed: int = 0) -> list[str]:
         return ["bet or stop?"] * n
 
-    def parse(self, response: str) -> Mapping[str, Any]:
+    def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
         return {"valid": response in ("bet", "stop")}
 
 

@@ -143,6 +143,9 @@ def test_a_run_is_read_like_a_log(tmp_path: Path) -> None:
         (r["arm"], r["prompt"], r["trial"], r["response"]) for r in rows
     ]
     assert {r.feature for r in found} == {"resid_post.3/7"}
+    table = pd.DataFrame(rows).assign(parsed='{"action": "stop"}')
+    table.to_parquet(tmp_path / "responses.parquet")
+    assert next(read_log(tmp_path)).parsed == {"action": "stop"}
     pd.DataFrame(rows).drop(columns="arm").to_parquet(tmp_path / "responses.parquet")
     with pytest.raises(LogError, match="no column arm"):
         list(read_log(tmp_path))
