@@ -19,6 +19,7 @@ from circuits.models.load import load_model
 from circuits.patch import PatchResult, patch
 from circuits.predict import PredictResult, predict
 from circuits.prompts import Pair, PromptPairs, read_pairs
+from circuits.replay import ReplayResult, replay
 from circuits.saes import load_saes, measure_fidelity
 from circuits.sites import Site
 from circuits.task import load_task
@@ -34,6 +35,7 @@ __all__ = [
     "PatchResult",
     "PredictResult",
     "PromptPairs",
+    "ReplayResult",
     "Site",
     "apply_circuit",
     "attribute",
@@ -47,4 +49,5 @@ __all__ = [
     "predict",
     "read_labelled",
     "read_pairs",
+    "replay",
 ]

@@ -33,6 +33,7 @@ from circuits.cli.show import (
 )
 from circuits.cli.show_circuit import print_circuit
 from circuits.cli.show_hypotheses import print_hypotheses
+from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
 from circuits.cli.show_words import print_words
@@ -57,8 +58,8 @@ app.command("train")(train_command)
 app.command("features")(features_command)
 app.command("hypotheses")(hypotheses_command)
 app.command("predict")(predict_command)
-app.command("report")(report_command)
 app.add_typer(replay_app, name="replay")
+app.command("report")(report_command)
 
 
 def main(prefix: Sequence[str] = ()) -> None:
@@ -84,6 +85,7 @@ def show_command(
     from circuits.patch import PatchResult
     from circuits.predict import PredictResult
     from circuits.replay import ReplayResult
+    from circuits.replay.pathways_result import PathwaysResult
     from circuits.replay.words import WordsResult
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
@@ -107,6 +109,8 @@ def show_command(
         print_predict(PredictResult.load(folder))
     elif method == "replay":
         print_replay(ReplayResult.load(folder))
+    elif method == "pathways":
+        print_pathways(PathwaysResult.load(folder))
     elif method == "words":
         print_words(WordsResult.load(folder))
     else:

@@ -39,6 +39,14 @@ from xml.etree import ElementTree
 from circuits.graph.circuit import Circuit, CircuitNode, GraphError
 from circuits.sites import Site
 
+# What the two signs and the two runs are called; the record of a graph that is no circuit of prompt
+# pairs has `words` of its own.
+WORDS = {
+    "positive": "toward clean",
+    "negative": "away from clean",
+    "first": "clean",
+    "second": "corrupted",
+}
 _STRIDE = 100_000  # least distance between the latents of two sites of a layer
 _MADE_UP = ["all", " positions"]  # two: readers leave out what is at most of the tokens
 # What XML 1.0 cannot hold, escaped or not.
@@ -48,6 +56,11 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def metric_name(circuit: Circuit) -> str:
     """What the node on top is called."""
     return str(circuit.record.get("metric") or "metric").replace("_", " ")
+
+
+def words_of(circuit: Circuit) -> dict[str, str]:
+    """What its signs and its two runs are called."""
+    return {**WORDS, **(circuit.record.get("words") or {})}
 
 
 def check_finite(circuit: Circuit) -> None:
@@ -206,7 +219,7 @@ class _Places:
         kept = ("task", "contrast", "method", "reference", "direction", "model_sha256")
         return {
             "generator": "sae-circuits",
-            "sign": "positive = toward clean",
+            "sign": f"positive = {words_of(circuit)['positive']}",
             "summed_over_positions": circuit.summed,
             "stride": self.stride,
             "sites_of_layers": {str(k): [str(s) for s in sites] for k, sites in several.items()},
@@ -273,7 +286,8 @@ def to_graphml(circuit: Circuit) -> str:
         name: circuit.record[name]
         for name in ("model", "task", "contrast", "metric", "method", "reference")
         if circuit.record.get(name) is not None
-    } | {"template": circuit.template, "summed": circuit.summed, "sign": "positive = toward clean"}
+    } | {"template": circuit.template, "summed": circuit.summed}
+    facts["sign"] = f"positive = {words_of(circuit)['positive']}"
     for name, value in facts.items():
         _key(root, "graph", name, "boolean" if isinstance(value, bool) else "string")
     graph = ElementTree.SubElement(root, "graph", id="circuit", edgedefault="directed")

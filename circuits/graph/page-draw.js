@@ -250,8 +250,8 @@ function drawLegend() {
     item(glyph("latent", 1), "latent"),
     roles.has("error") && item(glyph("error", 1, 6), "error: what the SAE leaves out"),
     roles.has("offset") && item(glyph("offset", 1), "offset of a normalised SAE"),
-    item(line("positive"), "toward clean"),
-    item(line("negative"), "away from clean"),
+    item(line("positive"), told.words.positive),
+    item(line("negative"), told.words.negative),
   ];
   if (nodes.length) {
     const sizes = [1, 0.25].flatMap((share) => [

@@ -15,8 +15,8 @@ const opened = new Set(); // names of groups whose members are shown one by one
 const largest = Math.max(...nodes.map((node) => Math.abs(node.effect)), 1e-30);
 
 const SIGNS = {
-  positive: { colour: "#2171b5", text: "positive (blue) = toward clean" },
-  negative: { colour: "#cb181d", text: "negative (red) = away from clean" },
+  positive: { colour: "#2171b5", text: `positive (blue) = ${told.words.positive}` },
+  negative: { colour: "#cb181d", text: `negative (red) = ${told.words.negative}` },
   none: { colour: "#888", text: "zero" },
 };
 

@@ -106,13 +106,13 @@ function profileBars(node) {
       x + step * 0.1,
       profile.clean[p],
       { fill: "#444" },
-      `${label}: clean ${number(profile.clean[p], false)}`,
+      `${label}: ${told.words.first} ${number(profile.clean[p], false)}`,
     );
     bar(
       x + step * 0.52,
       profile.corrupted[p],
       { fill: "#fff", stroke: "#444", "stroke-width": Math.min(0.8, step / 10) },
-      `${label}: corrupted ${number(profile.corrupted[p], false)}`,
+      `${label}: ${told.words.second} ${number(profile.corrupted[p], false)}`,
     );
     if (!kept.has(p)) return;
     const turned = `translate(${x + step / 2 + 4} ${tall + 10}) rotate(-58)`;
@@ -130,7 +130,7 @@ function profileBars(node) {
     element(
       "h3",
       {},
-      "activations on this prompt: ■ clean, □ corrupted",
+      `activations on this prompt: ■ ${told.words.first}, □ ${told.words.second}`,
       element("span", { class: "faint" }, ` (largest ${number(most, false)})`),
     ),
     svg,
@@ -150,7 +150,7 @@ function factsOf(node) {
         element("span", { class: signOf(node.effect) }, SIGNS[signOf(node.effect)].text),
       ),
     ],
-    [size, `clean ${number(node.clean, false)}, corrupted ${number(node.corrupted, false)}`],
+    [size, `${told.words.first} ${number(node.clean, false)}, ${told.words.second} ${number(node.corrupted, false)}`],
     ["taking it out of the circuit", removalText(node)],
   ];
   if (node.group) rows.push(["group", node.group]);

@@ -20,11 +20,10 @@ from typing import Any
 from circuits.features.bank import FeatureBank
 from circuits.graph.cards import cards_of
 from circuits.graph.circuit import Circuit
-from circuits.graph.formats import check_finite, metric_name
+from circuits.graph.formats import check_finite, metric_name, words_of
 from circuits.patch.ability import forced_line
 from circuits.tokens import visible
 
-SIGN = "positive (blue) = toward clean, negative (red) = away"
 # In the order in which they use one another.
 _SCRIPTS = ("page-model.js", "page-layout.js", "page-draw.js", "page-panel.js", "page.js")
 _HERE = Path(__file__).parent
@@ -54,6 +53,7 @@ def graph_page(
         "drawn": len(shown),
         "record": json.dumps(circuit.record),
         "metric": metric_name(circuit),
+        "words": words_of(circuit),
         "tokens": [
             [[visible(t) for t in token.clean], [visible(t) for t in token.corrupted]]
             for token in circuit.tokens
@@ -161,4 +161,6 @@ def _counts(circuit: Circuit, nodes: int) -> str:
     kinds = (" + ".join(parts) or "no nodes") + left
     where = ", summed over positions" if circuit.summed else ""
     metric = html.escape(metric_name(circuit))
-    return f"{kinds}{where}, {len(circuit.edges):,} edges &middot; in units of the {metric}: {SIGN}"
+    words = {name: html.escape(word) for name, word in words_of(circuit).items()}
+    sign = f"positive (blue) = {words['positive']}, negative (red) = {words['negative']}"
+    return f"{kinds}{where}, {len(circuit.edges):,} edges &middot; in units of the {metric}: {sign}"

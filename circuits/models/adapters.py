@@ -113,8 +113,8 @@ class Adapter(Protocol):
     def step(
         self, tokens: Int[Tensor, "row position"], cache: Any, every: bool = False
     ) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row some vocab"]]:
-        """Run positions behind those in `cache`: the final norm's output at each of them, and
-        logits at the last one or, with `every`, at each."""
+        """Run positions behind those in `cache`: the final norm's output (the stream in a model
+        without one) at each of them, and logits at the last one or, with `every`, at each."""
         ...
 
     def kept(self, cache: Any) -> KeysValues:

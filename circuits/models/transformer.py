@@ -116,9 +116,8 @@ class TransformerAdapter:
         residual = self.module(
             tokens, stop_at_layer=self.n_layers, past_kv_cache=cache, attention_mask=mask
         )
-        if self.module.cfg.normalization_type is None:
-            raise ModelError("a model without a final norm has no thoughts.")
-        hidden = self.module.ln_final(residual)
+        normed = self.module.cfg.normalization_type is not None  # else the stream itself is read
+        hidden = self.module.ln_final(residual) if normed else residual
         return hidden, self._logits(hidden if every else hidden[:, -1:])
 
     def kept(self, cache: Any) -> KeysValues:

@@ -29,8 +29,9 @@ def divergence_figure(result: ReplayResult) -> go.Figure:
     """Share of trials whose tokens are still those of the no-op arm, by step, an arm a line."""
     figure = go.Figure()
     steps = int(result.record["max_new_tokens"])
+    facts = result.facts("divergence")
     for arm in result.arms[1:]:
-        part: Any = result.responses[result.responses["arm"] == arm]
+        part: Any = facts[facts["arm"] == arm]
         first = part["divergence"].fillna(steps).to_numpy(int)
         together = [float((first > step).mean()) for step in range(steps)]
         colour, dash = _colour(arm)

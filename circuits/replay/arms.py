@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from circuits.models.hooked import HookedModel
 from circuits.replay.generate import generate
@@ -29,7 +30,7 @@ from circuits.replay.interventions import (
     edits_of,
     touched,
 )
-from circuits.replay.prompts import Prompts, batches
+from circuits.replay.prompts import Prompts, batches, count_batches
 from circuits.replay.sampling import Sampling
 from circuits.saes import SaeSet
 from circuits.sites import Site
@@ -88,13 +89,16 @@ def measure_rates(
     seed: int,
     stop: Sequence[int],
     batch_size: int,
+    progress: bool = False,
 ) -> Rates:
     """How often each latent is active at the positions that are changed, in prompts and in what the
     unchanged model writes (trial 0 of every prompt)."""
     sites = sorted({change.site for change in changes})
     counts = {site: np.zeros(saes[site].d_sae, dtype=np.int64) for site in sites}
     positions = 0
-    for batch in batches(prompts, 1, batch_size):
+    count = count_batches(prompts, 1, batch_size)
+    every = batches(prompts, 1, batch_size)
+    for batch in tqdm(every, total=count, desc="rates", disable=not progress):
         length = batch.tokens.shape[1]
         edits = edits_of(saes, no_op(changes), length)
         written = generate(
@@ -135,16 +139,18 @@ def draw_others(
     """For each random arm, a latent for each change: drawn from the 50 whose rates are closest.
 
     Changed latents themselves, latents with decoder rows of zeros and those that write nearly the
-    same (cosine above 0.5 either way) are left out. No latent stands for one change in two arms.
+    same (cosine above 0.5 either way) are left out. No latent is drawn twice at a site.
     Raises `ReplayError` when there are not as many.
     """
-    drawn = []
+    drawn: list[list[int]] = []
     for number, change in enumerate(changes):
         rows = saes[change.site].rows.float()
         norms = rows.norm(dim=1)
         cosines = (rows @ rows[change.latent]) / (norms * norms[change.latent]).clamp(min=1e-20)
         excluded = (norms == 0) | (cosines.abs() > _ALIKE)
         excluded[[c.latent for c in changes if c.site == change.site]] = True
+        before = zip(changes, drawn, strict=False)
+        excluded[[i for c, latents in before if c.site == change.site for i in latents]] = True
         candidates = (~excluded).nonzero().squeeze(1).cpu().numpy()
         counts = rates.counts[change.site]
         apart = np.abs(np.log((counts[candidates] + 0.5) / (counts[change.latent] + 0.5)))

@@ -82,10 +82,10 @@ class _Record:
     def add(self, logits: Float[Tensor, "row some vocab"], chosen: Int[Tensor, "row some"]) -> None:
         wide = logits.float()
         total = wide.logsumexp(-1, keepdim=True)
-        self.logprobs.append((wide.gather(-1, chosen[..., None]) - total)[..., 0].cpu())
+        self.logprobs.append((wide.gather(-1, chosen[..., None]) - total)[..., 0])
         best = wide.topk(min(self.top, wide.shape[-1]), dim=-1)
-        self.tokens.append(best.indices.to(torch.int32).cpu())
-        self.values.append((best.values - total).cpu())
+        self.tokens.append(best.indices.to(torch.int32))
+        self.values.append(best.values - total)
 
 
 @torch.no_grad()
@@ -125,10 +125,8 @@ def generate(
     noise, record = Noise(seed, keys), _Record(top)
     stops = torch.tensor(sorted(set(stop)), dtype=torch.long, device=model.device)
     kept: dict[Site, list[Tensor]] = {site: [] for site in watch}
-    logits, cache = _prompt(model, tokens.to(model.device), edits, kept)
+    logits, cache = _prompt(model, tokens.to(model.device), edits, kept, last=True)
     assert logits is not None
-    for found in kept.values():
-        found[0] = found[0][:, -1:].clone()  # a slice would keep the whole prompt alive
     alive = torch.ones(rows, dtype=torch.bool, device=model.device)
     chosen, lengths = [], torch.zeros(rows, dtype=torch.long, device=model.device)
     for step in range(max_new_tokens):
@@ -213,8 +211,12 @@ def _prompt(
     tokens: Int[Tensor, "row position"],
     edits: Mapping[Site, Edit],
     kept: Mapping[Site, list[Tensor]],
+    last: bool = False,
 ) -> tuple[Tensor | None, Any]:
-    """Run prompts: logits at their last position [row, 1, vocab], and the cache of all rows."""
+    """Run prompts: logits at their last position [row, 1, vocab], and the cache of all rows.
+
+    last: keep activations of the last position alone.
+    """
     rows, length = tokens.shape
     if length == 0:
         return None, model.adapter.new_cache(rows)
@@ -225,9 +227,9 @@ def _prompt(
         one, which = tokens.unique(dim=0, return_inverse=True)
     cache = model.adapter.new_cache(len(one))
     found: dict[Site, list[Tensor]] = {site: [] for site in kept}
-    logits = _piece(model, one, cache, edits, found, 0)
+    logits = _piece(model, one, cache, edits, found, 0, last=last)
     for site, into in kept.items():
-        into.append(found[site][0][which.cpu()])
+        into.append(found[site][0][which])
     if len(one) == rows and bool((which == torch.arange(rows, device=which.device)).all()):
         return logits, cache
     before = model.adapter.cut(model.adapter.kept(cache), length, which)
@@ -242,6 +244,7 @@ def _piece(
     kept: Mapping[Site, list[Tensor]],
     start: int,
     every: bool = False,
+    last: bool = False,
 ) -> Float[Tensor, "row some vocab"]:
     """Run positions from `start` on behind the cache; logits at the last of them, or at each."""
     with HookSet() as hooks:
@@ -250,7 +253,9 @@ def _piece(
         for site, into in kept.items():
 
             def keep(x: Tensor, into: list[Tensor] = into) -> None:
-                into.append(rearrange(x, FLAT).cpu())
+                flat = rearrange(x, FLAT)
+                # A slice alone would keep the whole prompt alive.
+                into.append(flat[:, -1:].clone() if last else flat)
 
             hooks.on_output(model.adapter.hook_point(site), str(site), keep)
         return model.adapter.step(tokens, cache, every)[1]
@@ -267,14 +272,14 @@ def _generated(
     logits: Sequence[Tensor] = (),
 ) -> Generated:
     after = torch.arange(tokens.shape[1])[None] >= lengths[:, None]
-    values = {site: torch.cat(found, 1) for site, found in kept.items()}
+    values = {site: torch.cat(found, 1).cpu() for site, found in kept.items()}
     return Generated(
         tokens=tokens,
         lengths=lengths,
         stopped=stopped,
-        logprobs=torch.cat(record.logprobs, 1).masked_fill(after, float("nan")),
-        top_tokens=torch.cat(record.tokens, 1).masked_fill(after[..., None], AFTER),
-        top_logprobs=torch.cat(record.values, 1).masked_fill(after[..., None], float("nan")),
+        logprobs=torch.cat(record.logprobs, 1).cpu().masked_fill(after, float("nan")),
+        top_tokens=torch.cat(record.tokens, 1).cpu().masked_fill(after[..., None], AFTER),
+        top_logprobs=torch.cat(record.values, 1).cpu().masked_fill(after[..., None], float("nan")),
         prompt_length=prompt_length,
         begins=begins,
         activations=values,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,45 @@ import pyarrow.parquet as pq
 
 from circuits.replay.arms import NO_OP
 from circuits.replay.interventions import ReplayError
+from circuits.replay.tables import RESPONSES
 from circuits.replay.variance import by_trial, mean_difference, outcome_of, variance_ratio
 from circuits.runs import RunError, default_folder, new_run, read_record, read_tables
 from circuits.sites import Site
+
+COLUMNS = frozenset(RESPONSES.names)
 
 
 @dataclass(frozen=True, eq=False)
 class ReplayResult:
     """What the model wrote in every arm.
 
-    folder: of the run, from which `steps` and `latents` are read when they are asked for.
-    responses: one row a response: `arm, kind, prompt, trial, response, tokens, length, stopped,
-        divergence, logprob, unpatched_logprob, parsed`. prompt: its number in `record["prompts"]`.
-        tokens, length: the stop token included. divergence: the first step whose token is not the
-        no-op arm's, NaN where there is none. logprob: of the response under the model as it ran,
-        unpatched_logprob under the unchanged one (if measured); natural logarithms, temperature 1.
-        parsed: JSON of what the task read.
+    folder: of the run, from which tables are read when they are asked for.
     record: what run.json holds.
     """
 
     folder: Path
-    responses: pd.DataFrame
     record: dict[str, Any]
+
+    @cached_property
+    def responses(self) -> pd.DataFrame:
+        """One row a response: `arm, kind, prompt, trial, response, tokens, length, stopped,
+        divergence, logprob, unpatched_logprob, parsed`.
+
+        prompt: its number in `record["prompts"]`. tokens, length: the stop token included.
+        divergence: the first step whose token is not the no-op arm's, NaN where there is none.
+        logprob: of the response under the model as it ran, unpatched_logprob under the unchanged
+        one (if measured); natural logarithms, temperature 1. parsed: JSON of what the task read.
+        """
+        (table,) = read_tables(self.folder, ["responses"])
+        return table
+
+    def facts(self, *names: str) -> pd.DataFrame:
+        """`arm, prompt, trial` and other columns of the responses, without their texts."""
+        path = self.folder / "responses.parquet"
+        try:
+            return pd.read_parquet(path, columns=["arm", "prompt", "trial", *names])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(f"{path} cannot be read ({error}): run it again.") from error
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -96,7 +115,10 @@ class ReplayResult:
         """An outcome of every response of an arm, [prompt, trial]; see
         `circuits.replay.variance.outcome_of`."""
         self._check(arm)
-        return by_trial(self.responses, outcome_of(self.responses, outcome), arm)
+        kind = outcome.partition(":")[0]
+        column = {"word": "response", "parsed": "parsed"}.get(kind, outcome)
+        responses = self.facts(column) if column in COLUMNS else self.facts()
+        return by_trial(responses, outcome_of(responses, outcome), arm)
 
     def variance(self, outcome: str = "length", seed: int = 0) -> pd.DataFrame:
         """What common random numbers save, arm by arm: `arm, outcome, difference` from no-op,
@@ -136,10 +158,10 @@ class ReplayResult:
         a stop token), `diverged` (share whose tokens are not the no-op arm's), `divergence` (median
         first step at which they are not) and `valid` (share that the task could read, NaN without
         a task)."""
-        rows = []
+        rows, facts = [], self.facts("length", "stopped", "divergence", "parsed")
         for arm in self.arms:
-            part: Any = self.responses[self.responses["arm"] == arm]
-            read = part["parsed"].dropna().map(lambda text: '"valid": true' in text)
+            part: Any = facts[facts["arm"] == arm]
+            read = part["parsed"].dropna().map(lambda text: bool(json.loads(text).get("valid")))
             apart = part["divergence"].dropna()
             rows.append(
                 {
@@ -195,14 +217,13 @@ class ReplayResult:
         record.pop("format")
         if record.get("method") != "replay":
             raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
-        (responses,) = read_tables(folder, ["responses"])
-        return cls(Path(folder), responses, record)
+        return cls(Path(folder), record)
 
     @classmethod
     def load(cls, folder: str | Path) -> ReplayResult:
         """Read a run back. Raises `RunError` when the folder is not a whole run of replay."""
         found = cls.read(folder)
-        for name in ("steps", "latents"):
+        for name in ("responses", "steps", "latents"):
             if not (found.folder / f"{name}.parquet").is_file():
                 raise RunError(f"{folder} is not a whole run of replay: it has no {name}.parquet.")
         return found

@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from circuits.replay import tables
 from circuits.replay.arms import NO_OP, arms_of, draw_others, measure_rates, record_of
 from circuits.replay.generate import Generated, forced, generate
 from circuits.replay.interventions import Change, Intervention, ReplayError, describe, edits_of
+from circuits.replay.options import Options, Record
 from circuits.replay.prompts import Batch, Prompts, batches, count_batches
 from circuits.replay.result import ReplayResult
 from circuits.replay.sampling import Sampling
@@ -36,37 +38,7 @@ from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
 from circuits.task import GenerateTask, Task, require
 
-Record = Literal["latents", "residuals"]
 SIGN = "positive: more in the arm than in the no-op arm"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run does beside its changes; see `replay`."""
-
-    trials: int = 10
-    max_new_tokens: int = 48
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    batch_size: int = 16
-    randoms: int = 1
-    record: Record = "latents"
-    unpatched: bool = False
-    stop: tuple[int, ...] = ()
-    top: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "max_new_tokens", "batch_size", "top"):
-            if getattr(self, name) < 1:
-                raise ReplayError(f"{name} is {getattr(self, name)}: at least 1 is needed.")
-        if self.randoms < 0:
-            raise ReplayError(f"{self.randoms} random arms: 0 or more are expected.")
-        if self.record not in get_args(Record):
-            raise ReplayError(f"record {self.record!r}: expected latents or residuals.")
-        if self.sampling.greedy and self.trials > 1:
-            raise ReplayError(
-                f"{self.trials} trials at temperature 0 are all the same: one is enough."
-            )
 
 
 def replay(
@@ -211,8 +183,7 @@ class Run:
 
     def write(self, store: Store, folder: Path, facts: dict[str, Any], progress: bool) -> None:
         """Write all parts that are not there yet, and put them together in `folder`."""
-        arms, about = self._arms(store)
-        parts = list(self._parts(arms))
+        arms, about = self._arms(store, progress)
         self._generate(store, arms, progress)
         self._encode(store, arms, progress)
         with new_run(folder) as work:
@@ -220,31 +191,38 @@ class Run:
                 "responses": write_tables(
                     work / "responses.parquet",
                     tables.RESPONSES,
-                    (store.read(part, "responses") for _, part in parts),
+                    (store.read(part, "responses") for part in self._names(arms)),
                 ),
                 "steps": write_tables(
                     work / "steps.parquet",
                     tables.STEPS,
-                    (store.read(part, "steps") for _, part in parts),
+                    (store.read(part, "steps") for part in self._names(arms)),
                 ),
                 "latents": write_tables(
                     work / "latents.parquet",
                     tables.LATENTS,
-                    (store.read(p, _latents(i)) for _, p in parts for i in range(len(self.sites))),
+                    (
+                        store.read(part, _latents(i))
+                        for part in self._names(arms)
+                        for i in range(len(self.sites))
+                    ),
                 ),
             }
             if self.options.record == "residuals":
                 (work / "residuals").mkdir()
-                for _, part in parts:
-                    copy = work / "residuals" / f"{part}.safetensors"
-                    copy.write_bytes(store.residuals(part).read_bytes())
+                for part in self._names(arms):
+                    shutil.copyfile(
+                        store.residuals(part), work / "residuals" / f"{part}.safetensors"
+                    )
             record = {**self._record(list(arms), about, counts), **facts}
             write_record(work, record)
             page = ReplayResult.read(work).page()
             (work / "replay.html").write_text(page, encoding="utf-8")
         store.clear()
 
-    def _arms(self, store: Store) -> tuple[dict[str, Sequence[Intervention]], list[dict[str, Any]]]:
+    def _arms(
+        self, store: Store, progress: bool
+    ) -> tuple[dict[str, Sequence[Intervention]], list[dict[str, Any]]]:
         known = store.kept()
         if known is None:
             options = self.options
@@ -258,6 +236,7 @@ class Run:
                 seed=options.seed,
                 stop=options.stop,
                 batch_size=options.batch_size,
+                progress=progress,
             )
             args = self.saes, rates, self.changes
             randoms = draw_others(*args, options.randoms, options.seed)
@@ -273,6 +252,12 @@ class Run:
         for i in range(len(arms)):
             for batch in self._batches():
                 yield batch, f"{batch.number}-{i}"
+
+    def _names(self, arms: dict[str, Sequence[Intervention]]) -> Iterator[str]:
+        """Their names alone."""
+        options = self.options
+        count = count_batches(self.prompts, options.trials, options.batch_size)
+        return (f"{number}-{i}" for i in range(len(arms)) for number in range(count))
 
     def _generate(
         self, store: Store, arms: dict[str, Sequence[Intervention]], progress: bool

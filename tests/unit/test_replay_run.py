@@ -244,6 +244,10 @@ def test_random_latents_are_about_as_often_active(model: HookedModel) -> None:
     rows = saes[POST].rows
     cosine = torch.nn.functional.cosine_similarity(rows[others], rows[20][None])
     assert cosine.abs().max() <= 0.5
+    both = [Change(POST, 20, "remove"), Change(POST, 4, "remove")]
+    pairs = draw_others(saes, Rates({POST: counts}, 3000), both, 9, 1)
+    flat = [latent for pair in pairs for latent in pair]
+    assert len(set(flat)) == 18 and not {20, 4} & set(flat)
     with pytest.raises(ReplayError, match="ask for fewer"):
         draw_others(saes, Rates({POST: counts}, 3000), [Change(POST, 20, "remove")], 60, 1)
 

@@ -1,0 +1,168 @@
+"""`circuits replay pathways`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from circuits.cli import options
+from circuits.cli.running import interruptible
+from circuits.cli.show import console
+from circuits.cli.show_pathways import print_pathways
+from circuits.cli.start import load_set
+from circuits.errors import CircuitsError
+
+if TYPE_CHECKING:
+    from circuits.models.hooked import HookedModel
+    from circuits.saes import SaeSet
+
+
+def pathways_command(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished `circuits replay run`.")],
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            "--outcome",
+            help="kl, logprob:TOKENS, logit:TOKENS or difference:TOKENS//TOKENS, tokens separated "
+            "by | [the task's own, else kl].",
+        ),
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            "--sites", help="Downstream sites, such as resid_post.18,resid_post.22 [all]."
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Only prompts of this kind, such as risky [all].")
+    ] = None,
+    unit: Annotated[
+        Literal["prompt", "trial"] | None,
+        typer.Option(
+            "--unit",
+            help="What is exchanged in tests and drawn for intervals [prompt from 10 prompts on].",
+        ),
+    ] = None,
+    fdr: Annotated[float, typer.Option("--fdr", help="Largest false discovery rate.")] = 0.05,
+    mediators: Annotated[
+        int, typer.Option("--mediators", min=0, help="Most latents that are frozen.")
+    ] = 6,
+    min_units: Annotated[
+        int, typer.Option("--min-units", min=1, help="Units in which a latent must be active.")
+    ] = 6,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="First steps that count for the outcome [all]."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="Trials a prompt that are run again [all]."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Responses run together.")
+    ] = 16,
+    bank: Annotated[
+        str | None,
+        typer.Option("--bank", help="embedded, or a `circuits features` run: cards of latents."),
+    ] = None,
+    model: options.ModelOption = None,
+    saes: options.SaesOption = "embedded",
+    layers: options.LayersOption = None,
+    l0: options.L0Option = None,
+    width: options.WidthOption = None,
+    sae_memory: options.SaeMemoryOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = "float32",
+    seed: options.SeedOption = None,
+    out: options.OutOption = None,
+) -> None:
+    """Which downstream latents a change moves, what they carry of its effect, and what goes by the
+    words: of a finished replay."""
+    from circuits.features import FeatureBank
+    from circuits.replay import ReplayResult
+    from circuits.replay.outcomes import Outcome, parse_outcome, read_sides
+    from circuits.replay.pathways import Plan, Written, pathways
+    from circuits.runs import check_new, default_folder
+    from circuits.sites import Site
+
+    if outcome is not None:
+        read_sides(outcome)
+    run = ReplayResult.load(folder)
+    wanted = None if sites is None else tuple(Site.parse(s.strip()) for s in sites.split(","))
+    task = str(run.record.get("task") or "custom")
+    target = out or default_folder(task, "pathways")
+    check_new(target)
+    plan = Plan(
+        Outcome("kl"), wanted, kind, unit, fdr, mediators, min_units, steps, trials, batch_size
+    )
+    written = Written.of(run)
+    cards = None if bank is None else FeatureBank.load(bank)
+    with interruptible(keeps=False):
+        loaded = load_as_run(run.record, model, device, dtype)
+        found = load_set(saes, loaded, layers, l0, width, sae_memory)
+        found = same_saes(run.record, found)
+        text = outcome or task_outcome(task, loaded) or "kl"
+        plan = replace(plan, outcome=parse_outcome(text, loaded.tokenizer), seed=seed or 0)
+        result = pathways(written, loaded, found, plan)
+    result.record.update(command=ctx.obj, task=task, run=str(folder))
+    result.save(target, cards)
+    print_pathways(result)
+    console.print(f"Saved {target}; open {target}/pathways.html", highlight=False, markup=False)
+
+
+def load_as_run(
+    record: dict[str, Any], model: str | None, device: str | None, dtype: str
+) -> HookedModel:
+    """The model of a run; raises `CircuitsError` when it is another one."""
+    from circuits.models.load import load_model
+    from circuits.task import load_task
+
+    name = model or str(record["model"])
+    task = str(record.get("task") or "custom")
+    if task == "custom":
+        loaded = load_model(name, device=device, dtype=dtype)
+    else:
+        loaded = load_task(task).load(name, device=device, dtype=dtype)
+    if loaded.sha256 != record["model_sha256"]:
+        raise CircuitsError(
+            f"the run is of {record['model']}, and {name} has other weights: give --model as the "
+            "run was given it."
+        )
+    return loaded
+
+
+def same_saes(record: dict[str, Any], found: SaeSet) -> SaeSet:
+    """The SAEs of the run's sites; raises `CircuitsError` for others than the run's."""
+    from circuits.sites import Site
+
+    known = {Site.parse(one["site"]): one for one in record["saes"]}
+    missing = [str(site) for site in known if site not in found.sources]
+    if missing:
+        raise CircuitsError(
+            f"there is no SAE at {', '.join(missing)}, where the run had one: give --saes as the "
+            "run was given it."
+        )
+    part = found.at(known)
+    for site, one in known.items():
+        part[site]  # a release's digest is not known before its SAE is loaded
+        if part.sha256(site) != one["sha256"]:
+            raise CircuitsError(
+                f"the SAE at {site} is not {one['name']} of the run: give --saes as the run was "
+                "given it."
+            )
+    return part
+
+
+def task_outcome(task: str, model: HookedModel) -> str | None:
+    """The outcome that a task names for a model, if it does."""
+    from circuits.task import load_task
+
+    if task == "custom":
+        return None
+    own = getattr(load_task(task), "outcome", None)
+    named = own(model) if callable(own) else own
+    return None if named is None else str(named)

@@ -1,0 +1,260 @@
+"""From outcomes trial by trial to tables with tests, shares and intervals, and the graph."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from circuits.graph import Circuit, Node
+from circuits.graph.circuit import CircuitNode, Edge
+from circuits.hypotheses.assess import false_discoveries
+from circuits.replay.confirm import Confirmed, Routes, Setting
+from circuits.replay.interventions import describe
+from circuits.replay.paired import Share, Units, share, sign_flips, summarise
+from circuits.replay.pathways_result import SIGN, PathwaysResult
+from circuits.runs import versions
+from circuits.sites import forward_order
+
+if TYPE_CHECKING:
+    from circuits.replay.pathways import Plan
+
+PARTS = ("direct", "by_tokens", "interaction", "total")
+_FEWEST_STEPS = 2  # trials with a step, for an interval there
+# What the page of a circuit says instead of clean and corrupted.
+_WORDS = {
+    "positive": "raises the outcome",
+    "negative": "lowers the outcome",
+    "first": "changed",
+    "second": "no-op",
+}
+
+
+def tables_of(
+    table: pd.DataFrame,
+    trials: pd.DataFrame,
+    found: Confirmed,
+    seen: Routes,
+    units: tuple[Units, Units],
+    setting: Setting,
+    plan: Plan,
+    rounding: float,
+) -> PathwaysResult:
+    """Everything that is reported.
+
+    table: of latents. trials: those that were run again, in the order of `found` and `seen`. units:
+    of the run, and of the trials that were run again. rounding: the share of a number up to which
+    a difference is rounding; of the outcome, whose terms may cancel, of 1 at least.
+    """
+    noise = rounding * max(1.0, float(np.abs(found.base).max()))
+    held = units[1]
+    table = _with_mediators(table, found, held, plan, noise)
+    effects = _effects(found, seen, held, plan, noise)
+    source = setting.source[0]
+    record: dict[str, Any] = {
+        "method": "pathways",
+        "source": describe(source),
+        "outcome": plan.outcome.name,
+        "level": plan.level,
+        "unit": units[0].kind,
+        "units": len(units[0]),
+        "prompts": units[0].n_prompts,
+        "n_trials": len(units[0].prompt),
+        "smallest_p": units[0].smallest_p,
+        "smallest_p_held": held.smallest_p,
+        "unit_held": held.kind,
+        "units_held": len(held),
+        "trials_held": len(held.prompt),
+        "noise": noise,
+        "plan": {
+            **asdict(plan),
+            "outcome": plan.outcome.text,
+            "sites": None if plan.sites is None else [str(s) for s in plan.sites],
+        },
+        "model": setting.model.name,
+        "model_sha256": setting.model.sha256,
+        "saes": [setting.saes.describe(site) for site in setting.saes],
+        "sign_convention": SIGN,
+        "versions": versions(),
+    }
+    graph = graph_of(table, effects, found, held, setting, record)
+    steps = _steps(seen, held, plan.seed)
+    return PathwaysResult(table, effects, steps, _by_trial(trials, found, seen), graph, record)
+
+
+def _with_mediators(
+    table: pd.DataFrame, found: Confirmed, units: Units, plan: Plan, noise: float
+) -> pd.DataFrame:
+    """The columns of those that were frozen."""
+    rows: list[dict[str, Any]] = []
+    through = found.total[:, None] - found.left
+    p = sign_flips(through, units, seed=plan.seed)
+    q = false_discoveries(p)
+    for i, (site, latent) in enumerate(found.mediators):
+        row: dict[str, Any] = {"site": str(site), "latent": latent}
+        parts = {"mediated": through, "alone": found.alone, "direct": found.direct}
+        for name, values in parts.items():
+            row |= _interval(values[:, i], units, plan.seed, name)
+        row |= {"mediated_p": p[i], "mediated_q": q[i]}
+        carried = share(through[:, i], found.total, units, noise=noise, seed=plan.seed)
+        row |= _share(carried)
+        clear = not row["mediated_low"] <= 0 <= row["mediated_high"]
+        row["confirmed"] = bool(clear and q[i] <= plan.level and abs(row["mediated"]) > noise)
+        rows.append(row)
+    names = ["site", "latent"]
+    for name in ("mediated", "alone", "direct"):
+        names += [name, f"{name}_low", f"{name}_high"]
+    names += ["mediated_p", "mediated_q", "share", "share_low", "share_high", "confirmed"]
+    made = pd.DataFrame(rows, columns=names).astype({"latent": "int64", "confirmed": "boolean"})
+    merged = table.merge(made, on=["site", "latent"], how="left")
+    return merged.assign(confirmed=merged["confirmed"].fillna(False).astype(bool))
+
+
+def _interval(
+    values: Float[np.ndarray, " trial"], units: Units, seed: int, name: str = ""
+) -> dict[str, float]:
+    """Mean, low and high under these names."""
+    got = summarise(values, units, seed=seed)
+    names = (name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high")
+    ends = (got.value, got.low, got.high)
+    return {key: float(value) for key, value in zip(names, ends, strict=True)}
+
+
+def _share(found: Share) -> dict[str, Any]:
+    return {"share": found.value, "share_low": found.low, "share_high": found.high}
+
+
+def _effects(
+    found: Confirmed, seen: Routes, units: Units, plan: Plan, noise: float
+) -> pd.DataFrame:
+    split = seen.parts
+    values = {
+        "base": (found.base, None),
+        "total": (found.total, None),
+        "direct": (found.left_all, found.total),
+        "mediated": (found.total - found.left_all, found.total),
+        "controls": (found.total - found.left_controls, found.total),
+        "seen": (split["total"], None),
+        "seen_direct": (split["direct"], split["total"]),
+        "seen_by_tokens": (split["by_tokens"], split["total"]),
+        "seen_interaction": (split["interaction"], split["total"]),
+    }
+    rows = []
+    for name, (part, total) in values.items():
+        row: dict[str, Any] = {"name": name, **_interval(part, units, plan.seed)}
+        of = Share(float("nan"), float("nan"), float("nan"))
+        if total is not None and not np.isnan(part).any():
+            of = share(part, total, units, noise=noise, seed=plan.seed)
+        rows.append({**row, **_share(of), "problem": of.problem})
+    return pd.DataFrame(rows)
+
+
+def _steps(seen: Routes, units: Units, seed: int) -> pd.DataFrame:
+    """The split at every step that both texts of some trials have."""
+    rows = []
+    for part, values in seen.step_parts.items():
+        for step in range(values.shape[1]):
+            some = ~np.isnan(values[:, step])
+            if not some.any():
+                continue
+            row: dict[str, Any] = {"step": step, "trials": int(some.sum()), "part": part}
+            kept, of = values[some, step], units.prompt[some]
+            several = len(np.unique(of)) if units.kind == "prompt" else len(of)
+            if several >= _FEWEST_STEPS:
+                row |= _interval(kept, Units.of(of, units.kind), seed)
+            else:
+                row |= {"value": float(kept.mean()), "low": float("nan"), "high": float("nan")}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["step", "trials", "part", "value", "low", "high"])
+
+
+def _by_trial(trials: pd.DataFrame, found: Confirmed, seen: Routes) -> pd.DataFrame:
+    columns = {"base": found.base, "total": found.total, "left_all": found.left_all}
+    columns |= {"left_controls": found.left_controls, **seen.cells}
+    for i, (site, latent) in enumerate(found.mediators):
+        columns[f"left:{site}:{latent}"] = found.left[:, i]
+        columns[f"alone:{site}:{latent}"] = found.alone[:, i]
+    return trials.assign(**columns)
+
+
+def graph_of(
+    table: pd.DataFrame,
+    effects: pd.DataFrame,
+    found: Confirmed,
+    units: Units,
+    setting: Setting,
+    record: dict[str, Any],
+) -> Circuit:
+    """Source, confirmed mediators, outcome.
+
+    A node's effect is what goes through it (total - left); the source's is the total. An edge to
+    the outcome is the direct part; an edge to a mediator the share of its change that reaches it
+    along the edge, times the mediator's effect. In a linear network the edges into a mediator add
+    up to its effect, and so do those out of it.
+    """
+    source = setting.source[0]
+    total: Any = effects.set_index("name").loc["total"]
+    rows = {(r["site"], r["latent"]): r for r in table.to_dict("records")}
+    value = source.value if isinstance(source.value, (int, float)) else None
+    said = source.mode if value is None else f"{source.mode} {value:g}"
+    nodes = [
+        CircuitNode(
+            Node(source.site, "latent", source.latent),
+            float(total["value"]),
+            float(total["low"]),
+            float(total["high"]),
+            clean=float(units.mean(found.source[:, 1])),
+            corrupted=float(units.mean(found.source[:, 0])),
+            label=f"source: {said}, {source.where}",
+        )
+    ]
+    kept: list[int] = []
+    for i, (site, latent) in enumerate(found.mediators):
+        row = rows[str(site), latent]
+        if row["confirmed"]:
+            kept.append(i)
+            nodes.append(_node(row, Node(site, "latent", latent)))
+    place = {i: at for at, i in enumerate(kept, 1)}
+    edges = [Edge(0, None, float(units.mean(found.left_all)))]
+    edges += [Edge(place[i], None, float(units.mean(found.direct[:, i]))) for i in kept]
+    for i in kept:
+        moved = float(units.mean(found.moved[:, i]))
+        if moved == 0:
+            continue
+        by = nodes[place[i]].effect / moved
+        edges.append(Edge(0, place[i], by * float(units.mean(found.reach_source[:, i]))))
+        edges += [
+            Edge(place[j], place[i], by * float(units.mean(found.reach[:, j, i])))
+            for j in kept
+            if found.mediators[j][0] != found.mediators[i][0]
+        ]
+    floor = record["noise"]
+    strong = sorted((e for e in edges if abs(e.weight) > floor), key=lambda e: -abs(e.weight))
+    sites = forward_order([source.site, *(site for site, _ in found.mediators)])
+    order = {site: at for at, site in enumerate(sites)}
+    upward = [
+        e
+        for e in strong
+        if e.target is None or order[nodes[e.source].node.site] < order[nodes[e.target].node.site]
+    ]
+    about = {
+        name: record[name] for name in ("method", "model", "model_sha256", "saes", "source")
+    } | {"metric": record["outcome"], "trials": record["trials_held"], "words": _WORDS}
+    name = f"replay, {record['trials_held']} trials"
+    return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
+
+
+def _node(row: dict[str, Any], node: Node) -> CircuitNode:
+    shared = "" if np.isnan(row["share"]) else f"{row['share']:.0%} of the effect, "
+    return CircuitNode(
+        node,
+        float(row["mediated"]),
+        float(row["mediated_low"]),
+        float(row["mediated_high"]),
+        clean=float(row["held_patched"]),
+        corrupted=float(row["held_base"]),
+        label=f"mediator: {shared}alone {row['alone']:+.3g}",
+    )

@@ -1,0 +1,86 @@
+"""`circuits replay pathways` on a tiny model, from the arguments to the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from circuits.replay.pathways_result import PathwaysResult
+from circuits.runs import read_record
+from tests import tiny
+from tests.unit.test_cli import run
+from tests.unit.test_saes import make_sae
+
+WORDS = ["the cat sat on", "a dog ran", "then it was red", "one two three", "the log and the"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, SAEs, other SAEs, prompts and another model."""
+    path = tmp_path_factory.mktemp("pathways")
+    for name, seed in (("tiny", 0), ("other", 1)):
+        tiny.hugging_face("llama", seed=seed).save_pretrained(path / name)
+        tiny.tokenizer().save_pretrained(path / name)
+    for name, first in (("saes", 0), ("others", 5)):
+        for i, hook in enumerate(("blocks.1.hook_resid_post", "blocks.3.hook_resid_post")):
+            make_sae("jumprelu", hook, seed=first + i).save_model(path / name / hook)
+    lines = [json.dumps({"prompt": text, "kind": f"k{i % 2}"}) for i, text in enumerate(WORDS)]
+    (path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def given(folder: Path, model: str = "tiny", saes: str = "saes") -> list[object]:
+    return ["--model", folder / model, "--saes", folder / saes, "--device", "cpu"]
+
+
+def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prompts", folder / "prompts.jsonl", "--latent", "resid_post.1:3", "--value", 4]
+    options += ["--trials", 3, "--max-new-tokens", 5, "--out", folder / "run"]
+    status, _, said = run(capsys, "replay", "run", *given(folder), *options)
+    assert status == 0, said
+    command = ["replay", "pathways", folder / "run"]
+    more = ["--outcome", "difference:cat//dog", "--mediators", 2, "--out", folder / "found"]
+    status, shown, said = run(capsys, *command, *given(folder), *more)
+    assert status == 0, said
+    saved = PathwaysResult.load(folder / "found")
+    assert saved.record["outcome"] == "log odds of 'cat' against 'dog'"
+    assert (saved.record["unit"], saved.record["units"], saved.record["run"]) == (
+        "trial",
+        15,
+        str(folder / "run"),
+    )
+    assert set(saved.pathways["site"]) == {"resid_post.3"}
+    # A large change of a random network moves some latents for sure.
+    assert len(saved.found()) and len(saved.mediators()) == 2
+    assert "With 5 prompts, tests and intervals are over trials" in " ".join(shown.split())
+    _, again, _ = run(capsys, "show", folder / "found")
+    assert again.splitlines()[:5] == shown.splitlines()[:5]
+    assert read_record(folder / "found")["command"][1:3] == ["replay", "pathways"]
+    split = {row["name"]: row["value"] for row in saved.effects.to_dict("records")}
+    parts = [split[f"seen_{part}"] for part in ("direct", "by_tokens", "interaction")]
+    assert sum(parts) == pytest.approx(split["seen"], abs=1e-6)
+    trials: pd.DataFrame = saved.trials
+    assert (trials["m10"] - trials["m00"]).to_numpy() == pytest.approx(
+        trials["total"].to_numpy(), abs=1e-5
+    )
+
+    never = folder / "never"
+    for model, saes, out, arguments, message in (
+        ("other", "saes", never, [], "has other weights: give --model as the run"),
+        ("tiny", "others", never, [], "of the run: give --saes as the run was given it"),
+        ("tiny", "saes", never, ["--outcome", "odds:cat"], "unknown outcome 'odds:cat'"),
+        ("tiny", "saes", never, ["--outcome", "logit:cat dog"], "is 2 tokens of this model"),
+        ("tiny", "saes", never, ["--sites", "resid_post.1"], "do not come after it"),
+        ("tiny", "saes", never, ["--kind", "risky"], "it has k0, k1"),
+        ("tiny", "saes", folder / "found", [], "exists already"),
+    ):
+        status, _, said = run(
+            capsys, *command, *given(folder, model, saes), *arguments, "--out", out
+        )
+        assert status == 2 and message in said, said
+    status, _, said = run(capsys, "replay", "pathways", folder / "found", *given(folder))
+    assert status == 2 and "'pathways'" in said
+    assert not never.exists()
