@@ -47,6 +47,7 @@ class Gambling:
     description: str = "stop or bet at a slot machine, in safe and risky words"
     position_names: tuple[str, ...] = ("odds", "goal", "balance", "offer", "END")
     default_contrast: str = "safe/risky"
+    outcome: str = f"difference:{STOP}//{BET}"  # what pathways lead to, unless they are told
     contrasts: Mapping[str, str] = field(
         default_factory=lambda: {
             "safe/risky": "clean has a safe goal and offer, corrupted a risky one",

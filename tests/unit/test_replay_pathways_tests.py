@@ -14,9 +14,10 @@ import torch
 from scipy import sparse
 from scipy.stats import binom, nct, permutation_test, ttest_1samp
 
+from circuits.cli.replay_pathways import task_outcome
 from circuits.metrics import summarise_mean
 from circuits.replay.changes import Trials, active_units, beside, changes, read_means
-from circuits.replay.outcomes import Outcome, check_outcome, parse_outcome, steps_mean
+from circuits.replay.outcomes import Outcome, check_outcome, parse_outcome, read_sides, steps_mean
 from circuits.replay.paired import PathwayError, Units, share, sign_flips, sizes, summarise
 from circuits.sites import Site
 
@@ -271,6 +272,12 @@ class Letters:
 
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
+
+
+def test_a_task_names_its_outcome() -> None:
+    assert task_outcome("gambling", None) == "difference: Stop// Bet"  # pyright: ignore
+    assert read_sides("difference: Stop// Bet") == ("difference", ([" Stop"], [" Bet"]))
+    assert task_outcome("ioi", None) is None and task_outcome("custom", None) is None  # pyright: ignore
 
 
 def test_outcomes_as_text() -> None:
