@@ -21,6 +21,7 @@ import torch
 from circuits.features import Gallery, LabelledVectors, collect_vectors, input_patterns
 from circuits.hypotheses import HypothesesResult, VectorEvidence, assess, from_evidence
 from circuits.saes.sae import Sae
+from tasks.digits.data.checks import DataError
 from tasks.digits.network import DigitClassifier
 from tasks.digits.task import DigitImages
 
@@ -126,10 +127,15 @@ def _digests(images: torch.Tensor) -> tuple[str, ...]:
 
 
 def _without(data: LabelledVectors, which: Collection[str]) -> LabelledVectors:
-    """The examples whose images are not among others."""
+    """The examples whose images are not among others; raises `DataError` where none is left."""
     assert data.inputs is not None
     names = [name.split("-")[0] for name in _digests(data.inputs)]
-    rows = torch.tensor([i for i, name in enumerate(names) if name not in which])
+    rows = [i for i, name in enumerate(names) if name not in which]
+    if not rows:
+        raise DataError(
+            f"all {len(data)} test images are among the training images, so that nothing can be "
+            "tested on them: give other data."
+        )
     return LabelledVectors(data.vectors[rows], data.labels[rows], data.classes, data.inputs[rows])
 
 
