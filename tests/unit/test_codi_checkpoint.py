@@ -15,7 +15,7 @@ from circuits.task import Inputs, Recurrence
 from tasks.gsm8k_thoughts.checkpoint import CheckpointError, load_codi
 from tasks.gsm8k_thoughts.checkpoint import load as loading
 from tests import tiny
-from tests.codi import ALPHA, QUESTION, RANK, WORDS, Made, load, write
+from tests.codi import ALPHA, QUESTION, RANK, WIDTH, WORDS, Made, load, write
 
 
 @pytest.fixture
