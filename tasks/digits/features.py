@@ -106,9 +106,7 @@ def _evidence(
     return VectorEvidence(
         str(sae.site),
         sae,
-        data.vectors,
-        data.labels.numpy(),
-        data.classes,
+        data,
         network.readout,
         names=names,
         seed=seed,
