@@ -33,6 +33,7 @@ from circuits.cli.show import (
 from circuits.cli.show_circuit import print_circuit
 from circuits.cli.show_hypotheses import print_hypotheses
 from circuits.cli.show_predict import print_predict
+from circuits.cli.show_study import print_study
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -99,5 +100,7 @@ def show_command(
         print_hypotheses(HypothesesResult.load(folder))
     elif method == "predict":
         print_predict(PredictResult.load(folder))
+    elif method == "study":
+        print_study(folder)
     else:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")
