@@ -22,6 +22,7 @@ from circuits.features import Gallery, LabelledVectors, collect_vectors, input_p
 from circuits.hypotheses import HypothesesResult, VectorEvidence, assess, from_evidence
 from circuits.saes.sae import Sae
 from tasks.digits.data.checks import DataError
+from tasks.digits.data.split import Split
 from tasks.digits.network import DigitClassifier
 from tasks.digits.task import DigitImages
 
@@ -64,7 +65,7 @@ def analyse(
     source: what the SAE is called. seed: draws test images and controls of hypotheses.
     """
     side = task.digits.side
-    sets = {split: _vectors(task, network, split) for split in ("train", "validation", "test")}
+    sets = {split: vectors_of(task, network, split) for split in ("train", "validation", "test")}
     bank, effects = collect_vectors(
         sae,
         sets["train"],
@@ -78,9 +79,7 @@ def analyse(
     patterns = input_patterns(
         lambda images: network.preactivations(images.flatten(1)), sae, torch.zeros(side, side)
     )
-    explored = _evidence(network, sae, sets["train"], seed)
-    # Test images that are training images as well would not be held out.
-    tested = _evidence(network, sae, _without(sets["test"], explored.ids), seed)
+    explored, tested = evidence_of(network, sae, sets["train"], sets["test"], seed)
     rows: Any = bank.latents
     alive = [int(j) for j in rows["latent"][~rows["dead"]]]
     hypotheses = assess(
@@ -90,12 +89,22 @@ def analyse(
     return Analysis(gallery, hypotheses)
 
 
-def _vectors(task: DigitImages, network: DigitClassifier, split: Any) -> LabelledVectors:
+def vectors_of(task: DigitImages, network: DigitClassifier, split: Split) -> LabelledVectors:
+    """Pre-activations of the images of a split."""
     images, labels = task.examples(split)
     with torch.no_grad():
         vectors = network.preactivations(images)
     side = task.digits.side
     return LabelledVectors(vectors, labels.long(), CLASSES, images.view(-1, side, side))
+
+
+def evidence_of(
+    network: DigitClassifier, sae: Sae, train: LabelledVectors, test: LabelledVectors, seed: int = 0
+) -> tuple[VectorEvidence, VectorEvidence]:
+    """What hypotheses are made from, and what they are tested on: test images that are training
+    images as well are left out, as they would not be held out."""
+    explored = _evidence(network, sae, train, seed)
+    return explored, _evidence(network, sae, _without(test, explored.ids), seed)
 
 
 def _evidence(
