@@ -1,4 +1,4 @@
-"""The study of a classifier and its SAEs at the terminal, from the run's record alone."""
+"""A task's study at the terminal, from the run's record alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from circuits.runs import RUN_JSON, RunError, read_record
 
 
 def print_study(folder: Path) -> None:
-    """What was studied; per target the active latents and accuracies, and the verdicts on what the
-    latents mean. Raises `RunError` when the folder does not hold a whole study."""
+    """What the study says of itself (`said`); or of a classifier and its SAEs what was studied, per
+    target the active latents and accuracies, and the verdicts on what the latents mean. Raises
+    `RunError` when the folder does not hold a whole study."""
     record = read_record(folder)
+    if "said" in record:
+        for line in record["said"]:
+            console.print(line, highlight=False, markup=False)
+        return
     try:
         about, summary = _about(record), record["summary"]
         tables = _actives(summary), _accuracies(summary), _verdicts(record["hypotheses"])
