@@ -16,8 +16,8 @@ from circuits.models.thoughts import Thoughts
 from circuits.prompts import PromptPairs
 from circuits.sites import Site
 from tests import tiny
+from tests.edges import ByHand
 from tests.pairs import token_pairs
-from tests.unit.test_edges import ByHand
 from tests.unit.test_stepped import projection
 
 SLOT, SLOTS = tiny.VOCAB - 1, (5, 6, 8)

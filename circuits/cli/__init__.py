@@ -37,6 +37,7 @@ from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
 from circuits.cli.show_words import print_words
+from circuits.cli.show_study import print_study
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -113,5 +114,7 @@ def show_command(
         print_pathways(PathwaysResult.load(folder))
     elif method == "words":
         print_words(WordsResult.load(folder))
+    elif method == "study":
+        print_study(folder)
     else:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")

@@ -37,6 +37,8 @@ class LabelledVectors:
 
     vectors: what the SAE reads, in its units. labels: one an example, places in `classes`.
     inputs: what the model was given, such as images [example, height, width].
+
+    Raises `VectorError` where these do not belong together.
     """
 
     vectors: Float[Tensor, "example width"]
@@ -45,6 +47,13 @@ class LabelledVectors:
     inputs: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.labels.ndim != 1:
+            raise VectorError(
+                f"vectors {tuple(self.vectors.shape)} and labels {tuple(self.labels.shape)}: "
+                "expected [example, width] and [example]."
+            )
+        if self.labels.is_floating_point() or len(set(self.classes)) < len(self.classes):
+            raise VectorError("labels are whole numbers, and every class has its own name.")
         n = len(self.vectors)
         if len(self.labels) != n or (self.inputs is not None and len(self.inputs) != n):
             raise VectorError(
@@ -59,8 +68,6 @@ class LabelledVectors:
             )
         if not n:
             raise VectorError("there are no vectors.")
-        if self.labels.is_floating_point() or len(set(self.classes)) < len(self.classes):
-            raise VectorError("labels are whole numbers, and every class has its own name.")
         if not torch.isfinite(self.vectors).all():
             raise VectorError("some vectors are not finite: look at the model they come from.")
 

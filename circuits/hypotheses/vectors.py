@@ -14,6 +14,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.features import LabelledVectors
 from circuits.hypotheses.claims import Condition, HypothesisError
 from circuits.saes.sae import Sae
 
@@ -24,37 +25,63 @@ _AT_ONCE = 1 << 14
 class VectorEvidence:
     """Vectors that an SAE reads, what they are of, and what the rest of the model makes of them.
 
-    name: of the site, by which hypotheses call it. labels: places in `classes`.
+    name: of the site, by which hypotheses call it. data: the vectors and their labels; inputs that
+        are images [example, height, width] are shown.
     readout: from vectors [vector, width] to logits [vector, class].
     names: of the examples, by which two sets are known to be disjoint; by default a digest of each
-        vector (then examples that are alike count as the same). images: what the vectors are of,
-        [example, height, width], only to be shown.
+        vector (then examples that are alike count as the same).
     most: examples that latents are added to, at most; drawn by seed.
+
+    Raises `HypothesisError` where these do not belong together.
     """
 
     name: str
     sae: Sae
-    vectors: Float[Tensor, "example width"]
-    labels: Int[np.ndarray, " example"]
-    classes: tuple[str, ...]
+    data: LabelledVectors
     readout: Callable[[Tensor], Tensor]
     names: tuple[str, ...] = ()
-    images: Float[np.ndarray, "example height width"] | None = None
     most: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
-        n = len(self.vectors)
-        if len(self.labels) != n or len(self.names) not in (0, n):
+        n = len(self.data)
+        if n < 2 or self.most < 1:
             raise HypothesisError(
-                f"{n} vectors, {len(self.labels)} labels and {len(self.names)} names: as many of "
-                "each are needed (or no names)."
+                f"{n} vectors, to {self.most} of which latents are added: expected two vectors or "
+                "more, and latents added to one at least."
             )
-        if n < 2 or not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        if len(self.names) not in (0, n) or len(set(self.names)) < len(self.names):
             raise HypothesisError(
-                f"{n} vectors with {len(self.classes)} classes: expected two vectors or more, and "
-                "labels numbered from 0."
+                f"{n} vectors and {len(self.names)} names, {len(set(self.names))} of them "
+                "different: each example has a name of its own, or none has one."
             )
+        width = self.vectors.shape[1]
+        if width != self.sae.width:
+            raise HypothesisError(
+                f"vectors of width {width}, but the SAE reads vectors of width {self.sae.width}."
+            )
+        with torch.no_grad():
+            outputs = tuple(self.readout(self.vectors[:2]).shape)
+        if outputs != (2, len(self.classes)):
+            raise HypothesisError(
+                f"of two vectors the readout makes {outputs}, where [2, {len(self.classes)}] is "
+                "expected: one output a class."
+            )
+
+    @property
+    def vectors(self) -> Float[Tensor, "example width"]:
+        """What the SAE reads."""
+        return self.data.vectors
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of labels and outputs."""
+        return self.data.classes
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " example"]:
+        """Places in `classes`."""
+        return self.data.labels.cpu().numpy()
 
     @property
     def kind(self) -> Literal["vectors"]:
@@ -178,7 +205,10 @@ class VectorEvidence:
     def shown(self, example: int) -> str:
         """The label, and the image in characters where there is one."""
         text = f"label: {self.classes[self.labels[example]]}"
-        return text if self.images is None else f"{text}\n{in_characters(self.images[example])}"
+        images = self.data.inputs
+        if images is None or images.ndim != 3:
+            return text
+        return f"{text}\n{in_characters(images[example].float().cpu().numpy())}"
 
     def describe(self) -> dict[str, Any]:
         """For the record."""

@@ -13,25 +13,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuits.models.adapters import Adapter, ModelError, make_adapter
-from circuits.models.edits import FLAT, Edit, hook_edit
+from circuits.models.edits import Edit, hook_edit
 from circuits.models.gradients import Gradients, differentiate
 from circuits.models.hooks import HookSet
 from circuits.models.patches import Patches, between, check_patches, hook_patches
-from circuits.models.resume import Baseline, earliest
+from circuits.models.reading import read_activations, read_baseline, read_sites
+from circuits.models.resume import Baseline
 from circuits.models.rows import differentiate_rows, resume_rows
-from circuits.models.stepped import Change, cache_stepped, run_stepped
+from circuits.models.stepped import Change, run_stepped
 from circuits.models.thoughts import Filling, Mode, Thoughts, check_mode
 from circuits.sites import Site, SiteError, SiteKind
 from circuits.task import Inputs
-
-
-class _Enough(Exception):
-    """Everything that was asked for has been computed."""
 
 
 class HookedModel:
@@ -278,20 +274,7 @@ class HookedModel:
         `z` is flattened over heads: width n_heads x d_head. Only what is asked for is kept.
         unedited: what arrives at a site, before the model's own edit of it (`edited`).
         """
-        given = self.inputs(inputs)
-        if given.rolled:
-            made, pieces = cache_stepped(self, given, sites, unedited, first=first)
-            return made.logits[:, -1], {s: torch.cat(p, 1) for s, p in pieces.items()}
-        values: dict[Site, Tensor] = {}
-        with HookSet() as hooks:
-            if not unedited:
-                self.hook_inputs(hooks, given)
-            for site in dict.fromkeys(sites):
-                self._hook_store(hooks, site, values, first)
-            if unedited:  # hooks fire in the order in which they were put there
-                self.hook_inputs(hooks, given)
-            logits = self.adapter.forward(given.tokens)
-        return logits, values
+        return read_sites(self, self.inputs(inputs), sites, first, unedited)
 
     @torch.no_grad()
     def activations(
@@ -301,52 +284,7 @@ class HookedModel:
 
         Attention looks back only, so rows may be padded at their end and the values there ignored.
         """
-        wanted = list(dict.fromkeys(sites))
-        if isinstance(inputs, Tensor) and self._thoughts is not None:
-            return self._by_pattern(inputs, wanted)
-        given = self.inputs(inputs)
-        if given.rolled:
-            _, pieces = cache_stepped(self, given, wanted, False)
-            return {site: torch.cat(found, 1) for site, found in pieces.items()}
-        values: dict[Site, Tensor] = {}
-
-        def stop(x: Tensor) -> None:
-            if len(values) == len(wanted):
-                raise _Enough
-
-        with HookSet() as hooks:
-            self.hook_inputs(hooks, given)
-            for site in wanted:
-                self._hook_store(hooks, site, values, 0, stop)
-            with contextlib.suppress(_Enough):
-                self.adapter.forward(given.tokens)
-        return {site: values[site] for site in wanted}
-
-    def _by_pattern(
-        self, tokens: Int[Tensor, "row position"], sites: Sequence[Site]
-    ) -> dict[Site, Float[Tensor, "row position width"]]:
-        """Activations of prompts whose thoughts may stand at different positions."""
-        assert self._thoughts is not None
-        parts = self._thoughts.patterns(tokens)
-        found = [self.activations(self.inputs(tokens[rows]), sites) for rows in parts]
-        order = torch.cat(parts).argsort()
-        return {s: torch.cat([f[s] for f in found])[order.to(self.device)] for s in sites}
-
-    def _hook_store(
-        self,
-        hooks: HookSet,
-        site: Site,
-        values: dict[Site, Tensor],
-        first: int,
-        then: Callable[[Tensor], None] = lambda x: None,
-    ) -> None:
-        def store(x: Tensor) -> None:
-            part = rearrange(x, FLAT)[:, first:]
-            # A slice would keep the whole tensor alive.
-            values[site] = part.clone() if first else part
-            then(x)
-
-        hooks.on_output(self.adapter.hook_point(site), str(site), store)
+        return read_activations(self, inputs, sites)
 
     def gradients(
         self,
@@ -373,22 +311,7 @@ class HookedModel:
         edits: of the run. What is kept of the stream is what arrives at a layer, before its edit,
             as `circuits.models.edited_rows` needs it; `resume` itself is for runs without edits.
         """
-        given = self.inputs(inputs)
-        sites = [Site(layer, "resid_pre") for layer in range(self.n_layers)]
-        values: dict[Site, Tensor] = {}
-        named = {earliest(site, self.n_layers): edit for site, edit in (edits or {}).items()}
-        if given.rolled:
-            made, pieces = cache_stepped(self, given, sites, False, named, first)
-            streams = [torch.cat(pieces[site], 1) for site in sites]
-            kept = self.adapter.kept(made.cache)
-            return Baseline(given, first, streams, kept, made.logits[:, -1], made.thoughts)
-        with HookSet() as hooks:
-            self.hook_inputs(hooks, given)
-            for site in sites:
-                self._hook_store(hooks, site, values, first)
-            self.hook_edits(hooks, named)
-            logits, keys_values = self.adapter.forward_keeping(given.tokens)
-        return Baseline(given, first, [values[s] for s in sites], keys_values, logits)
+        return read_baseline(self, self.inputs(inputs), first, edits or {})
 
     def resume(
         self,

@@ -6,12 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from circuits.cli import run_app
 from circuits.cli.options import DeviceOption, OutOption
 from circuits.cli.running import interruptible
 from circuits.cli.show import console
+from circuits.cli.show_study import print_study
 from circuits.errors import CircuitsError
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -79,21 +79,8 @@ def study_command(
     counts = ", ".join(f"{n:,} {split}" for split, n in chosen.digits.counts().items())
     console.print(f"Images of {chosen.digits.name}: {counts}.", highlight=False, markup=False)
     with interruptible():
-        study, folder = run_study(chosen, options, folder, device=device, command=ctx.obj)
-    table = Table()
-    for column in ("target", "active (validation, test)", "lambda", "classifier", "JumpReLU"):
-        table.add_column(column, justify="right")
-    table.add_column("boolean", justify="right")
-    for one in study.summary:
-        table.add_row(
-            f"{one['target_actives']:g}",
-            f"{one['achieved_actives_val']:.2f}, {one['achieved_actives_test']:.2f}",
-            f"{one['lambda']:.3g}",
-            f"{one['baseline_acc']:.2%}",
-            f"{one['recon_acc_jumprelu']:.2%}",
-            f"{one['recon_acc_boolean']:.2%}",
-        )
-    console.print(table)
+        _, folder = run_study(chosen, options, folder, device=device, command=ctx.obj)
+    print_study(folder)
     console.print(f"Saved {folder}", highlight=False, markup=False)
 
 

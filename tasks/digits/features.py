@@ -21,6 +21,8 @@ import torch
 from circuits.features import Gallery, LabelledVectors, collect_vectors, input_patterns
 from circuits.hypotheses import HypothesesResult, VectorEvidence, assess, from_evidence
 from circuits.saes.sae import Sae
+from tasks.digits.data.checks import DataError
+from tasks.digits.data.split import Split
 from tasks.digits.network import DigitClassifier
 from tasks.digits.task import DigitImages
 
@@ -63,7 +65,7 @@ def analyse(
     source: what the SAE is called. seed: draws test images and controls of hypotheses.
     """
     side = task.digits.side
-    sets = {split: _vectors(task, network, split) for split in ("train", "validation", "test")}
+    sets = {split: vectors_of(task, network, split) for split in ("train", "validation", "test")}
     bank, effects = collect_vectors(
         sae,
         sets["train"],
@@ -77,9 +79,7 @@ def analyse(
     patterns = input_patterns(
         lambda images: network.preactivations(images.flatten(1)), sae, torch.zeros(side, side)
     )
-    explored = _evidence(network, sae, sets["train"], seed)
-    # Test images that are training images as well would not be held out.
-    tested = _evidence(network, sae, _without(sets["test"], explored.ids), seed)
+    explored, tested = evidence_of(network, sae, sets["train"], sets["test"], seed)
     rows: Any = bank.latents
     alive = [int(j) for j in rows["latent"][~rows["dead"]]]
     hypotheses = assess(
@@ -89,12 +89,22 @@ def analyse(
     return Analysis(gallery, hypotheses)
 
 
-def _vectors(task: DigitImages, network: DigitClassifier, split: Any) -> LabelledVectors:
+def vectors_of(task: DigitImages, network: DigitClassifier, split: Split) -> LabelledVectors:
+    """Pre-activations of the images of a split."""
     images, labels = task.examples(split)
     with torch.no_grad():
         vectors = network.preactivations(images)
     side = task.digits.side
     return LabelledVectors(vectors, labels.long(), CLASSES, images.view(-1, side, side))
+
+
+def evidence_of(
+    network: DigitClassifier, sae: Sae, train: LabelledVectors, test: LabelledVectors, seed: int = 0
+) -> tuple[VectorEvidence, VectorEvidence]:
+    """What hypotheses are made from, and what they are tested on: test images that are training
+    images as well are left out, as they would not be held out."""
+    explored = _evidence(network, sae, train, seed)
+    return explored, _evidence(network, sae, _without(test, explored.ids), seed)
 
 
 def _evidence(
@@ -105,9 +115,7 @@ def _evidence(
     return VectorEvidence(
         str(sae.site),
         sae,
-        data.vectors,
-        data.labels.numpy(),
-        data.classes,
+        data,
         network.readout,
         names=names,
         seed=seed,
@@ -126,10 +134,15 @@ def _digests(images: torch.Tensor) -> tuple[str, ...]:
 
 
 def _without(data: LabelledVectors, which: Collection[str]) -> LabelledVectors:
-    """The examples whose images are not among others."""
+    """The examples whose images are not among others; raises `DataError` where none is left."""
     assert data.inputs is not None
     names = [name.split("-")[0] for name in _digests(data.inputs)]
-    rows = torch.tensor([i for i, name in enumerate(names) if name not in which])
+    rows = [i for i, name in enumerate(names) if name not in which]
+    if not rows:
+        raise DataError(
+            f"all {len(data)} test images are among the training images, so that nothing can be "
+            "tested on them: give other data."
+        )
     return LabelledVectors(data.vectors[rows], data.labels[rows], data.classes, data.inputs[rows])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from circuits.cli import run_app
 from circuits.cli.options import DeviceOption, DtypeOption, OutOption
 from circuits.cli.running import interruptible
 from circuits.cli.show import console
+from circuits.cli.show_study import print_study
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -54,12 +55,8 @@ def study_command(
         found = study(loaded, task, n_pairs=n_pairs, n_problems=n_problems, seed=seed, control=card)
     found.record["command"] = ctx.obj
     found.save(folder)
-    best: dict[str, Any] = found.carrier()
+    print_study(folder)
     console.print(
-        f"{loaded.name}: {best['place']} alone recovers {best['recovery']:.2f} "
-        f"[{best['recovery_low']:.2f}, {best['recovery_high']:.2f}] of {best['family']}; in the "
-        f"null family it turns {best['null_flips']:.1%} of the answers.\n"
-        f"The thoughts are {found.record['verdict']}.\n"
         f"Saved {folder}; open {folder}/thoughts.html",
         highlight=False,
         markup=False,

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from circuits import load_task
 from circuits.attribute import attribute
 from circuits.circuit.find import CircuitError, circuit
+from circuits.cli import app
 from circuits.graph import Circuit
 from circuits.models.hooked import HookedModel
 from circuits.models.patterns import attention_patterns
@@ -356,7 +358,6 @@ def test_attribution_is_checked_by_patches(model: HookedModel, mode: Any) -> Non
 
 def test_saes_on_thoughts_end_to_end(model: HookedModel, tmp_path: Path) -> None:
     """Trained on the task's texts from the command line, then attributed, then a circuit."""
-    from circuits.cli import app
     from circuits.cli.running import run_app
 
     words = ["train", "--task", "gsm8k_thoughts", "--layers", "0", "--num-tokens", "30000"]
@@ -427,6 +428,8 @@ def test_the_study_is_saved_and_read(model: HookedModel, tmp_path: Path) -> None
     card = read_card(embedded_folder(f"embedded/{CONTROL}"))
     found = study(model, TASK, n_pairs=6, n_problems=60, control=card, progress=False)
     folder = found.save(tmp_path / "run")
+    shown = CliRunner().invoke(app, ["show", str(folder)])
+    assert found.record["verdict"] in " ".join(shown.output.split())
     again = ThoughtStudy.load(folder)
     assert again.record["verdict"] == found.record["verdict"]
     for name, table in found.tables.items():

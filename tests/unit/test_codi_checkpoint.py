@@ -7,121 +7,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
-from circuits.sites import Site
-from circuits.task import Inputs, Recurrence, load_task
-from tasks.gsm8k_thoughts.checkpoint import CheckpointError, Codi, load_codi, number_prefix
+from circuits.task import Inputs, Recurrence
+from tasks.gsm8k_thoughts.checkpoint import CheckpointError, load_codi
 from tasks.gsm8k_thoughts.checkpoint import load as loading
-from tasks.gsm8k_thoughts.gsm8k import Problem
-from tasks.gsm8k_thoughts.words import LONGEST, answer_problems
 from tests import tiny
-
-RANK, ALPHA, WIDTH = 4, 8, 24
-WORDS = ("The", "answer", "is:", "3", "7")
-QUESTION = (5, 9, 14, 2, 30, 7)
-TARGETS = {
-    "gpt2": ("c_attn", "c_proj", "c_fc"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
-
-
-class Made:
-    """A CODI as it stands after training: a base model, LoRA beside its layers, a projection."""
-
-    def __init__(self, kind: str, *, tied: bool = True, seed: int = 0) -> None:
-        self.model = tiny.hugging_face(kind, layers=3, seed=seed)
-        self.model.config.tie_word_embeddings = tied
-        self.config = self.model.config.to_dict()
-        if tied:
-            self.model.tie_weights()
-        self.model.resize_token_embeddings(tiny.VOCAB + 3, mean_resizing=False)
-        width = self.model.get_input_embeddings().embedding_dim
-        self.lora: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, module in self.model.named_modules():
-            if name.rpartition(".")[2] in TARGETS[kind]:
-                shape = module.weight.shape if kind == "gpt2" else module.weight.shape[::-1]
-                self.lora[name] = (
-                    0.3 * torch.randn(RANK, shape[0]),
-                    0.3 * torch.randn(shape[1], RANK),
-                )
-        self.prj = {
-            "1.weight": 0.3 * torch.randn(WIDTH, width),
-            "1.bias": 0.3 * torch.randn(WIDTH),
-            "3.weight": 0.3 * torch.randn(width, WIDTH),
-            "3.bias": 0.3 * torch.randn(width),
-            "ln.weight": 1 + 0.3 * torch.randn(width),
-            "ln.bias": 0.3 * torch.randn(width),
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Under the names that training saves them by."""
-        found = {f"prj.{k}": v for k, v in self.prj.items()}
-        for key, value in self.model.state_dict().items():
-            layer, _, part = key.rpartition(".")
-            name = f"{layer}.base_layer.{part}" if layer in self.lora else key
-            found[f"codi.base_model.model.{name}"] = value.clone()
-        for layer, (down, up) in self.lora.items():
-            found[f"codi.base_model.model.{layer}.lora_A.default.weight"] = down
-            found[f"codi.base_model.model.{layer}.lora_B.default.weight"] = up
-        return found
-
-    def base(self, folder: Path) -> Path:
-        """A folder with configuration and tokenizer of the base model, and no weights."""
-        type(self.model.config).from_dict(self.config).save_pretrained(folder)
-        tiny.tokenizer(*WORDS).save_pretrained(folder)
-        return folder
-
-    @torch.no_grad()
-    def by_hand(self, before: list[int], after: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits from `after` on, and the six thoughts: stepped with the cache, LoRA unmerged."""
-        handles = []
-        for name, (down, up) in self.lora.items():
-
-            def add(_: Any, given: Any, out: Tensor, a: Tensor = down, b: Tensor = up) -> Tensor:
-                return out + ALPHA / RANK * (given[0] @ a.T @ b.T)
-
-            handles.append(self.model.get_submodule(name).register_forward_hook(add))
-        out = self.model(torch.tensor([before]), use_cache=True, output_hidden_states=True)
-        thoughts = []
-        for _ in range(6):
-            thoughts.append(self._project(out.hidden_states[-1][:, -1:]))
-            out = self.model(
-                inputs_embeds=thoughts[-1],
-                past_key_values=out.past_key_values,
-                use_cache=True,
-                output_hidden_states=True,
-            )
-        embedded = self.model.get_input_embeddings()(torch.tensor([after]))
-        out = self.model(inputs_embeds=embedded, past_key_values=out.past_key_values)
-        for handle in handles:
-            handle.remove()
-        return out.logits, torch.cat(thoughts, 1)
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        p = self.prj
-        inner = functional.gelu(hidden @ p["1.weight"].T + p["1.bias"])
-        outer = inner @ p["3.weight"].T + p["3.bias"]
-        return functional.layer_norm(outer, outer.shape[-1:], p["ln.weight"], p["ln.bias"])
-
-
-def write(tensors: dict[str, Tensor], folder: Path, name: str = "model.safetensors") -> Path:
-    folder.mkdir(exist_ok=True)
-    if name.endswith(".bin"):
-        torch.save(tensors, folder / name)
-    else:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name)
-    return folder
-
-
-def load(folder: Path, base: Path, **options: Any) -> Codi:
-    given = {"lora_alpha": ALPHA, "lora_rank": RANK, "device": "cpu"}
-    return load_codi(folder, base=base, **{**given, **options})
+from tests.codi import ALPHA, QUESTION, RANK, WIDTH, WORDS, Made, load, write
 
 
 @pytest.fixture
@@ -206,67 +100,6 @@ def test_end_of_text_around_the_thoughts(made: Made, base: Path, tmp_path: Path)
     eos = tokenizer.eos_token_id
     tokens = load(write(made.tensors(), tmp_path / "codi"), base, remove_eos=False).tokens
     assert tokens.before == (eos, 98) and tokens.after == (99, eos)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_word_problems_are_answered_token_by_token(kind: str, tmp_path: Path) -> None:
-    made = Made(kind)
-    folder = write(made.tensors(), tmp_path / "codi")
-    options = {"base": made.base(tmp_path / "base"), "lora_alpha": ALPHA, "lora_rank": RANK}
-    model = load_task("gsm8k_thoughts").load(str(folder), device="cpu", **options)
-    text = "the cat sat on 3 and 7 mat"
-    problems = [
-        Problem(id=f"p{i}", question=q, answer=3, steps=("1", "2"), group="g")
-        for i, q in enumerate((text, f"{text} then"))
-    ]
-    found = answer_problems(model, problems, 0)
-    assert [r.surface["steps"] for r in found] == [2, 2]
-    for record in found:
-        tokens = model.thoughts.tokens
-        question = model.tokenizer(record.prompt)["input_ids"]
-        said: list[int] = []
-        total, first = 0.0, None
-        for _ in range(LONGEST):  # from the beginning for each token
-            after = [*tokens.after, *tokens.answer_prefix_ids, *said]
-            logits = made.by_hand([*question, *tokens.before], after)[0][0, -1]
-            logprobs = logits.log_softmax(-1)
-            first = logprobs if first is None else first
-            said.append(int(logprobs.argmax()))
-            total += float(logprobs.max())
-        assert record.completion == model.tokenizer.decode(said).strip()
-        assert record.surface["answer_probability"] == pytest.approx(np.exp(total), rel=1e-2)
-        entropy = float(-(first.exp() * first).sum())
-        assert record.surface["output_entropy"] == pytest.approx(entropy, abs=1e-3)
-        assert record.labels["parsed"] is False and not record.correct
-
-    # Cut at the end of text, and read as a number.
-    ends = model.tokenizer.decode(said[1])
-    model.tokenizer.add_special_tokens({"eos_token": ends})
-    [short] = answer_problems(model, problems[1:], 0)
-    assert len(model.tokenizer(short.completion)["input_ids"]) == said.index(said[1])
-    drawn = [answer_problems(model, problems, 1, temperature=2.0) for _ in range(2)]
-    assert drawn[0] == drawn[1]
-    assert [r.completion for r in drawn[0]] != [r.completion for r in found]
-    [vectors] = load_task("gsm8k_thoughts").vectors(model, found[:1], [Site(1, "resid_post")])
-    whole = model.thoughts.tokens.lay_out(model.tokenizer(text)["input_ids"])
-    _, values = model.cache(torch.tensor([whole.tokens]), [Site(1, "resid_post")])
-    held = values[Site(1, "resid_post")][0, list(whole.slots)]
-    assert (vectors[0] - held).abs().max() < 1e-5
-
-
-def test_the_space_before_a_number() -> None:
-    class Words:
-        """Gives the space to the number, or takes it as a token, as GPT-2 and Llama 3 do."""
-
-        def __init__(self, apart: bool) -> None:
-            self.apart = apart
-
-        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            head, number = text[:-1].rstrip(), text[-1]
-            return {"input_ids": [len(head), *([220] if self.apart else []), ord(number)]}
-
-    assert number_prefix(Words(True), "is:") == (3, 220)
-    assert number_prefix(Words(False), "is:") == (3,)
 
 
 def test_the_digest_covers_the_projection(made: Made, base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from circuits.features import FeatureBank
+from circuits.features import FeatureBank, LabelledVectors
 from circuits.hypotheses import HypothesesResult
 from circuits.saes.sae import Sae
-from tasks.digits.features import Analysis, analyse
+from tasks.digits.data.checks import DataError
+from tasks.digits.features import Analysis, _digests, _without, analyse
 from tasks.digits.network import DigitClassifier
 from tasks.digits.sae import SaeTraining, Standardiser, train_standard
 from tasks.digits.task import DigitImages
@@ -115,3 +117,37 @@ def test_hypotheses_are_made_and_tested_on_different_images(found: Analysis) -> 
     assert mine["statement"].iloc[0] in lines[0]
     title = found.gallery.card(latent).layout.title.text
     assert mine["statement"].iloc[0] in title
+
+
+def labelled(images: torch.Tensor) -> LabelledVectors:
+    """Labels and vectors that say which image each is of."""
+    first = images[:, 0, 0]
+    return LabelledVectors(first[:, None], first.long(), tuple("0123456789"), images)
+
+
+def test_copies_of_training_images_are_not_tested_on() -> None:
+    images = torch.arange(7.0)[:, None, None] + torch.linspace(0, 0.5, 9).view(3, 3)
+    trained = labelled(images[[0, 1, 1, 2]])  # one of them twice
+    which = set(_digests(trained.inputs)) if trained.inputs is not None else set()
+    left = _without(labelled(images[[3, 1, 4, 4, 0, 5, 1]]), which)
+    assert left.labels.tolist() == [3, 4, 4, 5]  # copies within the test images stay
+    assert left.vectors.flatten().tolist() == [3.0, 4.0, 4.0, 5.0]
+    assert left.inputs is not None and torch.equal(left.inputs, images[[3, 4, 4, 5]])
+    assert left.classes == trained.classes
+    same = _without(labelled(images[[6, 3]]), which)
+    assert same.labels.tolist() == [6, 3]
+    with pytest.raises(DataError, match="all 3 test images are among the training images"):
+        _without(labelled(images[[1, 0, 1]]), which)
+
+
+def test_the_analysis_leaves_copies_out(
+    task: DigitImages, network: DigitClassifier, sae: Sae
+) -> None:
+    """Training images put among scikit-learn's 360 test images."""
+    (images, labels), (more, theirs) = task.examples("test"), task.examples("train")
+    test = torch.cat([images, more[:50]]), torch.cat([labels, theirs[:50]])
+    mixed = DigitImages("sklearn")
+    vars(mixed)["digits"] = replace(task.digits, parts={**task.digits.parts, "test": test})
+    assert len(mixed.examples("test")[0]) == 410
+    record = analyse(mixed, network, sae, progress=False).hypotheses.record
+    assert record["evidence"]["examples"] == 360

@@ -11,10 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import tasks.digits.study as study_module
+from circuits.cli import app
+from circuits.cli.show import console
+from circuits.cli.show_study import print_study
+from circuits.hypotheses import HypothesesResult
 from circuits.patch import patch
-from circuits.runs import read_record
+from circuits.runs import RunError, read_record
 from circuits.task import ClassifierTask, TaskError, capabilities, load_task, require
 from tasks.digits.__main__ import parse_targets
 from tasks.digits.calibrate import CalibrationError
@@ -133,6 +138,45 @@ def test_an_interrupted_study_goes_on_and_ends_with_the_same(
     record = read_record(folder)
     assert record["data"]["images"] == {"train": 1078, "validation": 359, "test": 360}
     assert record["options"]["sae"]["latents"] == 48 and record["method"] == "study"
+    check_shown(folder, record)
+
+
+def shown(folder: Path) -> str:
+    """What `circuits show` prints on a wide terminal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "_width", 200)
+        done = CliRunner().invoke(app, ["show", str(folder)], obj=[])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def check_shown(folder: Path, record: dict[str, Any]) -> None:
+    """Every figure of the summary and every count of verdicts, in its row."""
+    text = shown(folder)
+    lines = [line.split() for line in text.splitlines()]
+    assert "relu classifier with 24 hidden units, SAEs of 48 latents; images of sklearn" in text
+    for one in record["summary"]:
+        target = f"{one['target_actives']:g}"
+        keys = ("achieved_actives_val", "achieved_actives_test")
+        row = [target, *(f"{one[k]:.2f}" for k in keys), f"{one['lambda']:.3g}"]
+        assert [*row, f"{one['explained_variance']:.3f}"] in lines
+        before, row = one["baseline_acc"], [target]
+        for mode in ("jumprelu", "boolean"):
+            right, (low, high) = one[f"recon_acc_{mode}"], one[f"delta_acc_{mode}_95"]
+            row += [f"{right:.2%}", f"{100 * (right - before):+.2f}"]
+            row += [f"[{-100 * high:+.2f},", f"{-100 * low:+.2f}]"]
+        assert row in lines and f"right, {before:.2%} without" in text
+        found = HypothesesResult.load(folder / "features" / target / "hypotheses")
+        assert [target, *(str(n) for n in found.counts().values())] in lines
+    assert "Not within the tolerance" not in text
+    path = folder / "run.json"
+    record["summary"][0]["within_tolerance"] = False
+    path.write_text(json.dumps(record))
+    assert "(missed)" in shown(folder) and "validation images: 5." in shown(folder)
+    del record["summary"][0]["lambda"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"is not a whole study: KeyError\('lambda'\) in run\.json"):
+        print_study(folder)
 
 
 def test_targets_that_cannot_be_are_refused_before_training() -> None:

@@ -19,9 +19,9 @@ from circuits.models.hooked import HookedModel
 from circuits.prompts import PromptPairs
 from circuits.sites import Site, SiteError
 from tests import tiny
+from tests.edges import HOOKS, SITES, batch_of, nodes_at
 from tests.pairs import token_pairs
 from tests.unit.test_attribute import sae_set
-from tests.unit.test_edges import HOOKS, SITES, batch_of, nodes_at
 from tests.unrolled import thinking, with_slots
 
 STREAM_LAST = (*HOOKS[:3], "blocks.3.hook_resid_post")

@@ -20,9 +20,9 @@ from circuits.models.hooks import hooks_left
 from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
 from circuits.sites import Site
+from tests.edges import FIRST, HOOKS, LATENTS, LENGTH, SITES, in_order, nodes_at
 from tests.pairs import token_pairs
 from tests.unit.test_attribute import sae_set
-from tests.unit.test_edges import FIRST, HOOKS, LATENTS, LENGTH, SITES, in_order, nodes_at
 from tests.unit.test_edges_sums import STREAM_LAST, missed
 from tests.unrolled import Unrolled, thinking, with_slots
 

@@ -21,9 +21,9 @@ from circuits.prompts import PromptPairs
 from circuits.saes import SaeSet
 from circuits.sites import Site
 from tests import tiny
+from tests.edges import FIRST, HOOKS, LENGTH, SITES, batch_of, nodes_at
 from tests.pairs import from_tokens, token_pairs
 from tests.unit.test_attribute import CASES, sae_set
-from tests.unit.test_edges import FIRST, HOOKS, LENGTH, SITES, batch_of, nodes_at
 
 STREAM_LAST = (*HOOKS[:3], "blocks.3.hook_resid_post")
 

@@ -199,6 +199,8 @@ def test_what_does_not_fit_is_refused(sae: Sae, readout: nn.Module) -> None:
         LabelledVectors(x, y, ())
     with pytest.raises(VectorError, match="not finite"):
         LabelledVectors(x / 0, y, ("a",))
+    with pytest.raises(VectorError, match="labels are whole numbers"):
+        LabelledVectors(x, y, ("a", "a"))
     one, other = LabelledVectors(x, y, ("a", "b")), LabelledVectors(x, y, ("a", "c"))
     with pytest.raises(VectorError, match="different classes"):
         collect_vectors(sae, one, other, readout)

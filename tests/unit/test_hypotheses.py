@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.features import LabelledVectors
 from circuits.hypotheses import (
     Condition,
     HypothesesResult,
@@ -69,9 +70,8 @@ def data(n: int, seed: int, *, real: bool = True, normalize: str = "none") -> Ve
     x = torch.randn(n, WIDTH, generator=draw)
     if real:
         x[:, PLANTED] = torch.where(labels == 2, 3.0, 0.0) + 0.3 * x[:, PLANTED]
-    return VectorEvidence(
-        SITE, planted_sae(normalize), x, labels.numpy(), NAMES, readout, seed=seed
-    )
+    vectors = LabelledVectors(x, labels, NAMES)
+    return VectorEvidence(SITE, planted_sae(normalize), vectors, readout, seed=seed)
 
 
 def said(claim: Any, label: str, latent: int = PLANTED, **more: Any) -> Hypothesis:
@@ -110,9 +110,8 @@ def test_a_planted_latent_gets_the_right_hypotheses_and_false_ones_fail() -> Non
 def test_effects_are_those_of_recomputing_by_hand() -> None:
     """In float64, one example, one control and one target at a time."""
     held = data(60, 2)
-    wide = VectorEvidence(
-        SITE, held.sae, held.vectors.double(), held.labels, NAMES, readout, most=40, seed=5
-    )
+    vectors = replace(held.data, vectors=held.vectors.double())
+    wide = VectorEvidence(SITE, held.sae, vectors, readout, most=40, seed=5)
     targets = [
         Target(Condition("label", "class 5"), 1, None),
         Target(Condition("label", "class 0"), -1, 0.25),
@@ -251,7 +250,9 @@ def test_a_latent_without_a_dose_has_not_enough_data() -> None:
 
 def test_shared_data_are_refused() -> None:
     explored = data(100, 0)
-    some = replace(data(100, 1), vectors=torch.cat([data(99, 1).vectors, explored.vectors[:1]]))
+    held = data(100, 1)
+    mixed = torch.cat([held.vectors[:99], explored.vectors[:1]])
+    some = replace(held, data=replace(held.data, vectors=mixed))
     with pytest.raises(HypothesisError, match="1 of 100 documents or images to test on were used"):
         assess([said("fires_on", "class 2")], some, explored.ids, progress=False)
     named = replace(explored, names=tuple(f"image {i}" for i in range(100)))
@@ -307,8 +308,21 @@ def test_statements_that_mean_nothing_are_refused() -> None:
         Rules(dose=0.0, quantile=1.0)
     with pytest.raises(HypothesisError, match="no hypothesis"):
         assess([], data(50, 0), [], progress=False)
-    with pytest.raises(HypothesisError, match="50 vectors, 50 labels and 1 names"):
-        replace(data(50, 0), names=("a",))
+
+
+def test_evidence_that_does_not_belong_together_is_refused() -> None:
+    held = data(50, 0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"names": ("a",)}, "50 vectors and 1 names, 1 of them different"),
+        ({"names": ("a",) * 50}, "50 vectors and 50 names, 1 of them different"),
+        ({"data": LabelledVectors(held.vectors[:1], held.data.labels[:1], NAMES)}, "1 vectors"),
+        ({"data": replace(held.data, vectors=held.vectors[:, :7])}, "of width 7, .* of width 24"),
+        ({"readout": lambda x: x[:, :4]}, r"makes \(2, 4\), where \[2, 6\] is expected"),
+        ({"most": 0}, "to 0 of which latents are added"),
+    ]
+    for change, match in wrong:
+        with pytest.raises(HypothesisError, match=match):
+            replace(held, **change)
 
 
 def test_a_run_read_back_is_the_same(tmp_path: Path) -> None:
@@ -333,6 +347,17 @@ def test_a_run_read_back_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "run" / "hypotheses.parquet").unlink()
     with pytest.raises(RunError, match=r"hypotheses\.parquet cannot be read"):
         HypothesesResult.load(tmp_path / "run")
+
+
+def test_examples_are_shown_by_their_label_and_their_image() -> None:
+    held = data(4, 0)
+    label = f"label: {NAMES[held.labels[2]]}"
+    assert held.shown(2) == label
+    images = torch.zeros(4, 2, 2)
+    images[2, 0] = 1
+    assert replace(held, data=replace(held.data, inputs=images)).shown(2) == f"{label}\n##\n  "
+    flat = replace(held, data=replace(held.data, inputs=images.flatten(1)))
+    assert flat.shown(2) == label
 
 
 def test_images_in_characters() -> None:

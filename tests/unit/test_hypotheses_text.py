@@ -15,9 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from circuits.cli import app
-from circuits.cli.hypotheses import parse_latents
 from circuits.corpora import Corpus, CorpusError, reopen_corpus
-from circuits.errors import CircuitsError
 from circuits.features import FeatureBank, collect_features
 from circuits.hypotheses import (
     Condition,
@@ -31,7 +29,6 @@ from circuits.hypotheses import (
     most_active,
     read_text,
 )
-from circuits.hypotheses.classes import CLASSES, classes_of
 from circuits.models.hooked import HookedModel
 from circuits.models.load import load_model
 from circuits.models.patches import Patches
@@ -320,38 +317,6 @@ def test_what_text_does_not_have_is_refused(
         read_text(model, saes, text, {"resid_post.2": [1]}, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("token", "classes"),
-    [
-        (" 42", {"digits"}),
-        (" The", {"capitalised", "word begin"}),
-        ("HTTP", {"capitalised", "upper case", "word part"}),
-        (" ==", {"punctuation", "operator"}),
-        ("):", {"punctuation"}),
-        (" (", {"punctuation", "bracket"}),
-        ("'", {"punctuation", "quote"}),
-        ("\n\n", {"white space", "newline"}),
-        ("    ", {"white space"}),
-        (" return", {"word begin", "python keyword"}),
-        (" None", {"capitalised", "word begin", "python keyword"}),
-        ("ing", {"word part"}),
-        ("", set()),
-        (" x1", set()),
-    ],
-)
-def test_classes_of_tokens(token: str, classes: set[str]) -> None:
-    assert classes_of(token) == classes <= set(CLASSES)
-
-
-def test_latents_on_the_command_line() -> None:
-    assert parse_latents(["resid_post.3:5,17", "blocks.3.hook_resid_post:5,2"]) == {
-        SITE: [5, 17, 2]
-    }
-    for wrong in ("resid_post.3", "resid_post.3:", "resid_post.3:a", "nowhere.3:1"):
-        with pytest.raises(CircuitsError, match="expected"):
-            parse_latents([wrong])
-
-
 def invoke(*words: Any) -> Any:
     told = [str(w) for w in words]
     return CliRunner().invoke(app, told, obj=told)
@@ -416,13 +381,3 @@ def test_a_bank_of_another_model_or_other_saes_is_refused(
         words = ["--model", folder / "model", "--saes", folder / "sae", "--out", tmp_path / "run"]
         done = invoke("hypotheses", *words, "--bank", tmp_path / name, "--top", 1)
         assert re.search(match, str(done.exception)), done.exception
-
-
-def test_the_embedded_bank_says_what_it_has_seen() -> None:
-    bank = FeatureBank.load()
-    assert bank.seen is not None
-    assert int(bank.seen.tokens["count"].sum()) == bank.record["positions"]
-    assert set(bank.examples["document"]) <= set(bank.seen.documents["document"])
-    counts: Any = bank.seen.tokens.set_index("token")["count"]
-    for row in bank.latents.sample(200, random_state=0).to_dict("records"):
-        assert (counts.loc[list(row["at"])].to_numpy() >= np.asarray(row["at_count"])).all()

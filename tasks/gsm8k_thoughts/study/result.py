@@ -55,7 +55,7 @@ class ThoughtStudy:
 
         target = Path(folder) if folder else default_folder("gsm8k_thoughts", "study")
         with new_run(target) as work:
-            write_record(work, self.record)
+            write_record(work, {**self.record, "said": self.said()})
             parts = [table.assign(table=name) for name, table in self.tables.items()]
             write_scores(work, pd.concat(parts, ignore_index=True))
             (work / "thoughts.html").write_text(study_page(self), encoding="utf-8")
@@ -66,6 +66,7 @@ class ThoughtStudy:
         """Read a study back."""
         record, scores = read_record(folder), read_scores(folder)
         record.pop("format", None)
+        record.pop("said", None)
         if record.get("method") != "study" or "table" not in scores:
             raise RunError(f"{folder} is no study of thoughts.")
         tables = {}
@@ -84,6 +85,17 @@ class ThoughtStudy:
         best = alone[alone["family"] == family].sort_values("recovery").iloc[-1]
         null = swaps[(swaps["family"] == "null") & (swaps["place"] == best["place"])]
         return {"family": family, **best.to_dict(), "null_flips": float(null["flips"].max())}
+
+    def said(self) -> list[str]:
+        """What was found, in a few lines."""
+        best = self.carrier()
+        low, high = best["recovery_low"], best["recovery_high"]
+        return [
+            f"{self.record['model']}: {best['place']} alone recovers {best['recovery']:.2f} "
+            f"[{low:.2f}, {high:.2f}] of {best['family']}; in the null family it turns "
+            f"{best['null_flips']:.1%} of the answers.",
+            f"The thoughts are {self.record['verdict']}.",
+        ]
 
 
 def study(
