@@ -7,9 +7,9 @@ message and exit status 2; results go to the terminal as tables and to a run fol
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,8 +36,8 @@ from circuits.cli.show_hypotheses import print_hypotheses
 from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
-from circuits.cli.show_words import print_words
 from circuits.cli.show_study import print_study
+from circuits.cli.show_words import print_words
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -91,30 +91,22 @@ def show_command(
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
 
+    printers: dict[str, tuple[Callable[[Path], Any], Callable[[Any], None]]] = {
+        "patch": (PatchResult.load, print_patch),
+        "saes": (Fidelity.load, print_fidelity),
+        "attribute": (Attribution.load, print_attribution),
+        "circuit": (CircuitResult.load, print_circuit),
+        "direct": (DirectEffects.load, print_direct),
+        "features": (FeatureBank.load, print_bank),
+        "hypotheses": (HypothesesResult.load, print_hypotheses),
+        "predict": (PredictResult.load, print_predict),
+        "replay": (ReplayResult.load, print_replay),
+        "pathways": (PathwaysResult.load, print_pathways),
+        "words": (WordsResult.load, print_words),
+        "study": (Path, print_study),
+    }
     method = read_record(folder).get("method")
-    if method == "patch":
-        print_patch(PatchResult.load(folder))
-    elif method == "saes":
-        print_fidelity(Fidelity.load(folder))
-    elif method == "attribute":
-        print_attribution(Attribution.load(folder))
-    elif method == "circuit":
-        print_circuit(CircuitResult.load(folder))
-    elif method == "direct":
-        print_direct(DirectEffects.load(folder))
-    elif method == "features":
-        print_bank(FeatureBank.load(folder))
-    elif method == "hypotheses":
-        print_hypotheses(HypothesesResult.load(folder))
-    elif method == "predict":
-        print_predict(PredictResult.load(folder))
-    elif method == "replay":
-        print_replay(ReplayResult.load(folder))
-    elif method == "pathways":
-        print_pathways(PathwaysResult.load(folder))
-    elif method == "words":
-        print_words(WordsResult.load(folder))
-    elif method == "study":
-        print_study(folder)
-    else:
+    if method not in printers:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")
+    load, show = printers[method]
+    show(load(folder))
