@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -105,7 +106,8 @@ def pathways_command(
         loaded = load_as_run(run.record, model, device, dtype)
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         found = same_saes(run.record, found)
-        text = outcome or task_outcome(task, loaded) or "kl"
+        given = run.record.get("task_options", {})
+        text = outcome or task_outcome(task, loaded, given) or "kl"
         plan = replace(plan, outcome=parse_outcome(text, loaded.tokenizer), seed=seed or 0)
         result = pathways(written, loaded, found, plan)
     result.record.update(command=ctx.obj, task=task, run=str(folder))
@@ -157,12 +159,15 @@ def same_saes(record: dict[str, Any], found: SaeSet) -> SaeSet:
     return part
 
 
-def task_outcome(task: str, model: HookedModel) -> str | None:
-    """The outcome that a task names for a model, if it does."""
+def task_outcome(
+    task: str, model: HookedModel, options: Mapping[str, Any] | None = None
+) -> str | None:
+    """The outcome that a task names for a model, and for prompts drawn with options of its own, if
+    it does."""
     from circuits.task import load_task
 
     if task == "custom":
         return None
     own = getattr(load_task(task), "outcome", None)
-    named = own(model) if callable(own) else own
+    named = own(model, **(options or {})) if callable(own) else own
     return None if named is None else str(named)

@@ -12,6 +12,7 @@ from circuits.cli.running import interruptible
 from circuits.cli.show import console
 from circuits.cli.show_replay import print_replay
 from circuits.cli.start import load_set
+from circuits.cli.task_options import check_task_options, parse_task_options
 from circuits.errors import CircuitsError
 
 
@@ -31,6 +32,14 @@ def run_command(
     n_prompts: Annotated[
         int, typer.Option("--n-prompts", min=1, help="Prompts drawn from --task.")
     ] = 12,
+    task_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task-option",
+            metavar="KEY=VALUE",
+            help="An option of the task's own, such as family=neutral; may be repeated.",
+        ),
+    ] = None,
     model: options.ModelOption = None,
     saes: options.SaesOption = "embedded",
     mode: Annotated[
@@ -105,12 +114,16 @@ def run_command(
     if (task is None) == (prompts is None):
         raise CircuitsError("give either --task, or --prompts with a file of your own.")
     if prompts is not None:
-        options.refuse(ctx, "--prompts", ("n_prompts",), "the file has the prompts it has")
+        own_options = ("n_prompts", "task_option")
+        options.refuse(ctx, "--prompts", own_options, "the file has the prompts it has")
     changes = [
         Change(site, number, mode, value, where, skip, first)
         for site, number in map(parse_latent, latent)
     ]
     chosen = None if task is None else require(load_task(task), GenerateTask, "circuits replay run")
+    task_options = parse_task_options(task_option or [])
+    if chosen is not None:
+        check_task_options(chosen.name, chosen.prompts, task_options, ("n", "seed"))
     own = None if prompts is None else read_prompts(prompts)
     wanted = None if sites is None else [Site.parse(name.strip()) for name in sites.split(",")]
     Options(trials, max_new_tokens, Sampling(temperature, top_p), seed, batch_size, randoms)
@@ -134,6 +147,7 @@ def run_command(
             changes,
             sites=wanted,
             n_prompts=n_prompts,
+            task_options=task_options,
             prepend_bos=bos,
             trials=trials,
             max_new_tokens=max_new_tokens,

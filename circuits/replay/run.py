@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def replay(
     *,
     sites: Sequence[Site] | None = None,
     n_prompts: int = 12,
+    task_options: Mapping[str, Any] | None = None,
     prepend_bos: bool | None = None,
     trials: int = 10,
     max_new_tokens: int = 48,
@@ -69,6 +70,7 @@ def replay(
 
     prompts: a task that has prompts to answer (`n_prompts` are drawn with `seed`; its `parse` reads
         the responses), or `Prompts` of your own.
+    task_options: what the task's `prompts` takes besides `n` and `seed`, such as a family.
     changes: what the arm "latent" does; all of them together.
     sites: where latents are recorded, from the sites that have SAEs; by default the changed ones
         and all that come later in the model.
@@ -89,12 +91,15 @@ def replay(
     name = "custom" if task is None else task.name
     folder = Path(out) if out is not None else default_folder(name, "replay")
     check_new(folder)
+    own = dict(task_options or {})
     if isinstance(prompts, Prompts):
+        if own:
+            raise ReplayError(f"options {', '.join(own)} are a task's, and prompts were given.")
         given, parse = prompts, None
     else:
         source = require(prompts, GenerateTask, "circuits replay run")
         bos = saes.prepend_bos if prepend_bos is None else prepend_bos
-        drawn = source.prompts(model, n=n_prompts, seed=seed)
+        drawn = source.prompts(model, n=n_prompts, seed=seed, **own)
         given, parse = Prompts.of(drawn, model.tokenizer, bos), source.parse
     stops = tuple(sorted(set(_ends(model) if stop is None else stop)))
     sampling = Sampling(temperature, top_p)
@@ -104,7 +109,7 @@ def replay(
     run = Run(model, saes, given, changes, _downstream(saes, changes, sites), options, parse)
     run.check()
     store = Store(Path(save_dir) if save_dir is not None else folder.parent, run.identity())
-    facts = {"task": name, **(about or {})}
+    facts = {"task": name, "task_options": own, **(about or {})}
     run.write(store, folder, facts, progress)
     return ReplayResult.load(folder)
 

@@ -47,7 +47,6 @@ class Gambling:
     description: str = "stop or bet at a slot machine, in safe and risky words"
     position_names: tuple[str, ...] = ("odds", "goal", "balance", "offer", "END")
     default_contrast: str = "safe/risky"
-    outcome: str = f"difference:{STOP}//{BET}"  # what pathways lead to, unless they are told
     contrasts: Mapping[str, str] = field(
         default_factory=lambda: {
             "safe/risky": "clean has a safe goal and offer, corrupted a risky one",
@@ -104,6 +103,11 @@ class Gambling:
         return [
             Prompt(text, kind) for both in chosen for text, kind in zip(both, kinds, strict=True)
         ]
+
+    def outcome(self, model: Any, *, family: str = "slots", chat: bool = False) -> str | None:
+        """What pathways lead to unless they are told: stopping against betting; stories have no
+        decision, None."""
+        return f"difference:{STOP}//{BET}" if family == "slots" else None
 
     def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
         """`action, amount, valid, reason, cut` of a response (decision.Reading), and `balance`.

@@ -275,7 +275,10 @@ class Letters:
 
 
 def test_a_task_names_its_outcome() -> None:
-    assert task_outcome("gambling", None) == "difference: Stop// Bet"  # pyright: ignore
+    for options in ({}, {"chat": True}, {"family": "slots"}):
+        named = task_outcome("gambling", None, options)  # pyright: ignore
+        assert named == "difference: Stop// Bet"
+    assert task_outcome("gambling", None, {"family": "neutral"}) is None  # pyright: ignore
     assert read_sides("difference: Stop// Bet") == ("difference", ([" Stop"], [" Bet"]))
     assert task_outcome("ioi", None) is None and task_outcome("custom", None) is None  # pyright: ignore
 

@@ -263,8 +263,10 @@ class Talk:
     def load(self, model: str | None = None, **options: Any) -> Any:
         return tiny.bridge("llama")
 
-    def prompts(self, model: Any, *, n: int = 12, seed: int = 0) -> list[Prompt]:
-        return TEXTS[:n]
+    def prompts(
+        self, model: Any, *, n: int = 12, seed: int = 0, kind: str | None = None
+    ) -> list[Prompt]:
+        return TEXTS[:n] if kind is None else [Prompt(one.text, kind) for one in TEXTS[:n]]
 
     def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
         return {"valid": "the" in response.split(), "words": len(response.split())}
@@ -280,6 +282,17 @@ def test_a_task_reads_the_responses(model: HookedModel, tmp_path: Path) -> None:
     texts: Any = found.responses.query("arm == 'latent'").sort_values(["prompt", "trial"])
     assert words.flatten().tolist() == [len(t.split()) for t in texts["response"]]
     assert 0 <= found.table()["valid"].min() <= 1
+    assert found.record["task_options"] == {}
+
+
+def test_options_of_a_task_reach_its_prompts(model: HookedModel, tmp_path: Path) -> None:
+    short: Any = {"n_prompts": 2, "trials": 1, "max_new_tokens": 2, "progress": False}
+    own = {"kind": "mine"}
+    given: Any = (model, random_saes([POST]))
+    found = replay(*given, Talk(), CHANGES, task_options=own, out=tmp_path / "r", **short)
+    assert found.record["task_options"] == own and set(found.responses["kind"]) == {"mine"}
+    with pytest.raises(ReplayError, match="options kind are a task's"):
+        replay(*given, prompts(model), CHANGES, task_options=own, out=tmp_path / "s")
 
 
 def test_what_cannot_be_run_is_refused_before_it_is(model: HookedModel, tmp_path: Path) -> None:

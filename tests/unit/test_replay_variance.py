@@ -149,6 +149,56 @@ def test_mistakes_end_with_one_message_before_a_model_is_loaded(
         (["--latent", "resid_post.1:3", "--value", 2, "--temperature", 0], "one is enough"),
         (["--latent", "resid_post.1:3", "--value", 2, "--top-p", 0], "top-p"),
         (["--latent", "resid_post.1:3", "--value", 2, "--n-prompts", 3], "--prompts contradict"),
+        (["--latent", "resid_post.1:3", "--task-option", "a=1"], "--prompts contradict"),
     ):
         status, _, complaints = run(capsys, "replay", "run", *own, *source, *more)
-        assert status == 2 and said in " ".join(complaints.split()), (more, complaints)
+        assert status == 2 and said in complaints, (more, complaints)
+    of_task: list[Any] = ["--task", "gambling", "--latent", "resid_post.1:3", "--value", 2]
+    for option, said in (
+        ("family=1", "family=1: expected text"),
+        ("hue=red", "the task gambling has no --task-option hue: its options are family, chat."),
+        ("seed=1", "has no --task-option seed"),
+    ):
+        more = [*of_task, "--task-option", option]
+        status, _, complaints = run(capsys, "replay", "run", *source, *more)
+        assert status == 2 and said in complaints, (more, complaints)
+
+
+_TASK = """
+from circuits import load_model
+from circuits.task import Prompt
+
+class Animals:
+    name, description, position_names = "animals", "animals", ("END",)
+
+    def load(self, model=None, **options):
+        return load_model(model, **options)
+
+    def prompts(self, model, *, n=12, seed=0, animal="cat", family="tame"):
+        return [Prompt(f"the {animal} {verb}", family) for verb in ("sat", "ran")][:n]
+
+    def parse(self, response, prompt):
+        return {"valid": True}
+
+    def outcome(self, model, *, animal="cat", family="tame"):
+        return f"logit:{animal}"
+
+task = Animals()
+"""
+
+
+def test_options_of_a_task_reach_its_prompts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "animals.py", tmp_path / "run"
+    path.write_text(_TASK)
+    options = ["--task-option", "animal=dog", "--task-option", "family=wild", "--n-prompts", 2]
+    more = ["--latent", "resid_post.1:17", "--value", 9, "--max-new-tokens", 2, "--trials", 2]
+    source = ["--model", folder / "tiny", "--saes", folder / "saes", "--device", "cpu"]
+    command = ["replay", "run", "--task", path, *source, *options, *more, "--out", out]
+    status, _, complaints = run(capsys, *command)
+    assert status == 0, complaints
+    record = ReplayResult.load(out).record
+    assert record["prompts"] == ["the dog sat", "the dog ran"]
+    assert record["kinds"] == ["wild", "wild"]
+    assert record["task_options"] == {"animal": "dog", "family": "wild"}
