@@ -6,13 +6,14 @@ The embedded model and its residual SAEs, one thread. speed: tokens a second of 
 batch of 16 as a run writes it (edits, six sites watched, encoded, three tables on disk) against the
 same generation without edits, sites and tables, with the same noise; and against `generate` of
 Hugging Face; in turns. Processor time, because the machine may have other work. memory: the peak of
-a whole run with few and with many trials. resume: a run in its own process is killed with SIGKILL
-in the middle, then the same command is given again; every file is compared with those of a run that
-was left alone. variance: the five strongest latents of error_type (attribution, denoising) at
-layers 12 to 22, removed, and held at twice their mean where active: V(paired difference) over
-V(arm) + V(no-op) of the responses' log-probability under the unchanged model and of their length in
-characters, prompts of both kinds; and the same difference with a no-op arm that has noise of its
-own, which has to come out at 1.
+a whole run with few and with many trials, both enough for a whole row group of latents (an earlier
+measurement with 16 and 96 trials gave 81 and 93 MiB). resume: a run in its own process is killed
+with SIGKILL in the middle, then the same command is given again; every file is compared with those
+of a run that was left alone. variance: the five strongest latents of error_type (attribution,
+denoising) at layers 12 to 22, removed, and held at twice their mean where active: V(paired
+difference) over V(arm) + V(no-op) of the responses' log-probability under the unchanged model and
+of their length in characters, prompts of both kinds; and the same difference with a no-op arm that
+has noise of its own, which is 1 on average (here with one such arm of 30 responses for all rows).
 
 What was predicted before the first measurement, from counted operations: a token takes 0.27 GFLOP
 in the model and 28 MFLOP in six encoders (10%), 50 best of 49,152 logits for 16 rows about 5 ms of
@@ -191,13 +192,13 @@ def _replayed(model: HookedModel, out: Path, trials: int) -> float:
 
 def _memory(model: HookedModel, folder: Path) -> list[Row]:
     _replayed(model, folder / "warm", ROWS)
-    few = _replayed(model, folder / "few", ROWS)
-    many = _replayed(model, folder / "many", 6 * ROWS)
+    few = _replayed(model, folder / "few", 3 * ROWS)
+    many = _replayed(model, folder / "many", 9 * ROWS)
     return [
-        {"what": "peak of 16 trials", "measured": few, "unit": "MiB"},
-        {"what": "peak of 96 trials", "measured": many, "unit": "MiB"},
+        {"what": "peak of 48 trials", "measured": few, "unit": "MiB"},
+        {"what": "peak of 144 trials", "measured": many, "unit": "MiB"},
         {
-            "what": "96 trials more than 16",
+            "what": "144 trials more than 48",
             "measured": many - few,
             "unit": "MiB",
             "bar": "at most 8",
