@@ -141,7 +141,8 @@ def mediators_figure(result: PathwaysResult) -> go.Figure:
         figure.add_vline(x=row["value"], line={"color": colour, "dash": dash, "width": 1.5})
     lines = [
         f"On {result.record['outcome']}, with the text held, 95% intervals over "
-        f"{result.record['units_held']} {result.record['unit_held']}s. Black line: the total "
+        f"{result.record['units_confirmed']} {result.record['unit_held']}s that did not choose "
+        f"the latents. Black line: the total "
         f"effect, {total['value']:+.3g}; red dashes: what is left with all of them frozen, "
         f"{direct['value']:+.3g}. Parts of latents that drive each other overlap.",
     ]
