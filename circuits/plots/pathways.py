@@ -191,7 +191,8 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
     lines = [
         f"On {result.record['outcome']}. Direct: the change with the no-op arm's tokens; by "
         "tokens: the patched arm's tokens without the change; with the interaction they add up to "
-        "the total. Bands are 95% intervals; later steps have fewer trials.",
+        "the total. A step is over the trials in which neither arm has stopped before it, fewer "
+        "and others the later it is. Bands are 95% intervals, where 6 units or more are left.",
     ]
     top = title(figure, "Direct and by tokens", f", {_where(result)}", lines)
     figure.update_layout(

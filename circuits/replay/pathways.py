@@ -8,8 +8,8 @@
    in the outcome, sum over positions of (coefficient changed - no-op) <decoder row, gradient>, the
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
 4. They are frozen, put in by themselves, and wired to each other by intervention; as many other
-   latents of their sites that change about as much are frozen together; and the effect that was seen is
-   split into a direct part and one by tokens (confirm.py).
+   latents of their sites that change about as much are frozen together; and the effect that was
+   seen is split into a direct part and one by tokens (confirm.py).
 
 Mediators are chosen by one half of the prompts (or of the trials of each prompt, where trials are
 the units) and confirmed on the other (pathways_choice.py): all that is said of what they carry, the
@@ -19,7 +19,7 @@ total beside it included, is of that other half.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +86,8 @@ class Plan:
     sites: downstream sites; None takes all that were recorded. kind: of prompts; None for all.
     unit: what is exchanged; None chooses by the number of prompts (paired.py). level: of q.
     mediators: most latents that are frozen. least: units in which a latent must be active.
-    first: steps of a response that count for the outcome; None for all. trials: of each prompt
-    that are run again with the text held, the first ones; None for all.
+    first: steps of a response that count for the outcome; None for those that the outcome names.
+    trials: of each prompt that are run again with the text held, the first ones; None for all.
     """
 
     outcome: Outcome
@@ -134,6 +134,8 @@ def pathways(
     Raises `PathwayError` for outcomes, sites, arms and kinds that the run or the model lacks, and
     for too few prompts and trials.
     """
+    if plan.first is not None:
+        plan = replace(plan, outcome=replace(plan.outcome, first=plan.first))
     sites = downstream(written, saes, plan.sites)
     trials = Trials.of(written.responses, [BASE, PATCHED, *written.others], plan.kind)
     units = Units.of(_codes(trials.table), plan.unit)
@@ -157,7 +159,7 @@ def pathways(
         arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
         for arm in (BASE, PATCHED)
     }
-    setting = Setting(model, saes, written.source, plan.outcome, plan.first)
+    setting = Setting(model, saes, written.source, plan.outcome, plan.outcome.first)
     size = plan.batch_size
     first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
     held = changes(first, second, held_units, **rules)

@@ -126,7 +126,7 @@ def _how(result: PathwaysResult) -> str:
         f"{record['trials_confirmed']:,} trials of {record['prompts_confirmed']} prompts. Frozen: "
         "held at their no-op values at every position while the source is changed (and so are, for "
         "comparison, as many other latents of their sites that change about as much); by "
-        "itself: held at their values of the changed run in a run without the change. Shares are refused where the "
-        "total may be 0. "
+        "itself: held at their values of the changed run in a run without the change. Shares are "
+        "refused where the total may be 0. "
         f"Sign: {record['sign_convention']}."
     )

@@ -121,7 +121,7 @@ class PathwaysResult:
         frozen = self.mediators()
         smallest = record["smallest_p_confirmed"]
         needed = math.ceil(len(frozen) * smallest / record["level"] - 1e-9)
-        if needed > 1 and not frozen["confirmed"].any():
+        if needed > 1 and not any(frozen["confirmed"]):
             said.append(
                 f"{record['units_confirmed']} {record['unit_held']}s that did not choose mediators "
                 f"give no p below {smallest:.2g}: of {len(frozen)}, at least {needed} must carry "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from circuits.replay.pathways import Plan
 
 PARTS = ("direct", "by_tokens", "interaction", "total")
-_FEWEST_STEPS = 2  # trials with a step, for an interval there
+_FEWEST_STEPS = 6  # units with a step, for an interval there
 # What the page of a circuit says instead of clean and corrupted.
 _WORDS = {
     "positive": "raises the outcome",
@@ -110,7 +110,7 @@ def _with_mediators(
         row |= {"mediated_p": p[i], "mediated_q": q[i]}
         carried = share(through[:, i], found.total, units, noise=noise, seed=plan.seed)
         row |= _share(carried)
-        clear = not row["mediated_low"] <= 0 <= row["mediated_high"]
+        clear = row["mediated_low"] > 0 or row["mediated_high"] < 0  # not where there is none
         row["confirmed"] = bool(clear and q[i] <= plan.level and abs(row["mediated"]) > noise)
         rows.append(row)
     names = ["site", "latent"]
@@ -173,9 +173,10 @@ def _steps(seen: Routes, units: Units, seed: int) -> pd.DataFrame:
                 continue
             row: dict[str, Any] = {"step": step, "trials": int(some.sum()), "part": part}
             kept, of = values[some, step], units.prompt[some]
-            several = len(np.unique(of)) if units.kind == "prompt" else len(of)
-            if several >= _FEWEST_STEPS:
-                row |= _interval(kept, Units.of(of, units.kind), seed)
+            # Trials may be left alone in their prompts: those prompts' spread is not known.
+            mine = Units(np.unique(of, return_inverse=True)[1].reshape(-1), units.kind)
+            if len(mine) >= _FEWEST_STEPS and mine.bounded:
+                row |= _interval(kept, mine, seed)
             else:
                 row |= {"value": float(kept.mean()), "low": float("nan"), "high": float("nan")}
             rows.append(row)
@@ -221,8 +222,8 @@ def graph_of(
         CircuitNode(
             Node(source.site, "latent", source.latent),
             float(total["value"]),
-            float(total["low"]),
-            float(total["high"]),
+            _end(total["low"]),
+            _end(total["high"]),
             clean=float(units.mean(found.source[:, 1])),
             corrupted=float(units.mean(found.source[:, 0])),
             label=f"source: {said}, {source.where}",
@@ -264,13 +265,18 @@ def graph_of(
     return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
 
 
+def _end(value: float) -> float | None:
+    """An interval's end for a circuit's node, None where there is none."""
+    return None if np.isnan(value) else float(value)
+
+
 def _node(row: dict[str, Any], node: Node) -> CircuitNode:
     shared = "" if np.isnan(row["share"]) else f"{row['share']:.0%} of the effect, "
     return CircuitNode(
         node,
         float(row["mediated"]),
-        float(row["mediated_low"]),
-        float(row["mediated_high"]),
+        _end(row["mediated_low"]),
+        _end(row["mediated_high"]),
         clean=float(row["held_patched"]),
         corrupted=float(row["held_base"]),
         label=f"mediator: {shared}alone {row['alone']:+.3g}",

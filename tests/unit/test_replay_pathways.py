@@ -191,6 +191,9 @@ def test_part_of_a_run(folder: Path) -> None:
     """One kind of prompts, the first trials, the first steps."""
     run = ran(folder, "S", False)
     result = found(run, kind="odd", trials=2, first=3, unit="prompt")
+    assert result.record["outcome"].endswith("at the first 3 steps")
+    named = found(run, kind="odd", trials=2, unit="prompt", outcome=ODDS.replace(":", "[3]:", 1))
+    pd.testing.assert_frame_equal(named.effects, result.effects)
     assert result.record["units"] == 6 and result.record["trials_held"] == 12
     assert set(result.trials["trial"]) == {0, 1} and set(result.trials["kind"]) == {"odd"}
     texts = [one for i, one in enumerate(tokens(run, "no-op")) if (i // TRIALS) % 2]
@@ -204,6 +207,11 @@ def test_part_of_a_run(folder: Path) -> None:
     wanted = np.mean([early(one, HELD) - early(one, None) for one in some])
     assert result.effect("seen_direct")["value"] == pytest.approx(wanted, abs=1e-9)
     assert result.record["units_confirmed"] == 3
+    # No bands over fewer than 6 units: 6 prompts have the first steps, and not all the late ones.
+    bands: Any = result.steps[result.steps["part"] == "total"].set_index("step")["low"]
+    assert bands.notna()[0]
+    few_prompts = found(run, kind="odd", trials=1, unit="trial", mediators=0)
+    assert few_prompts.steps["low"].isna().all()
     all_of_them = found(run, kind="odd", trials=2, first=3, unit="prompt", mediators=0)
     assert all_of_them.effect("total")["value"] == pytest.approx(wanted, abs=1e-9)
     few = found(run, kind="odd")
