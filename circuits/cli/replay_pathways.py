@@ -29,7 +29,8 @@ def pathways_command(
         typer.Option(
             "--outcome",
             help="kl, logprob:TOKENS, logit:TOKENS or difference:TOKENS//TOKENS, tokens separated "
-            "by | [the task's own, else kl].",
+            "by |; behind the kind the first steps that count, difference[1]:... "
+            "[the task's own, else kl].",
         ),
     ] = None,
     sites: Annotated[
@@ -57,7 +58,11 @@ def pathways_command(
     ] = 6,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="First steps that count for the outcome [all]."),
+        typer.Option(
+            "--steps",
+            min=1,
+            help="First steps that count for the outcome [as the outcome says, else all].",
+        ),
     ] = None,
     trials: Annotated[
         int | None,

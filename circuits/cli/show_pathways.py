@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "total": "total, text held",
     "mediated": "  by all mediators together",
-    "controls": "  by as many random active latents",
+    "controls": "  by as many others that change alike",
     "direct": "  left with all of them frozen",
     "seen": "seen in the run",
     "seen_direct": "  direct",

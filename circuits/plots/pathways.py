@@ -141,7 +141,8 @@ def mediators_figure(result: PathwaysResult) -> go.Figure:
         figure.add_vline(x=row["value"], line={"color": colour, "dash": dash, "width": 1.5})
     lines = [
         f"On {result.record['outcome']}, with the text held, 95% intervals over "
-        f"{result.record['units_held']} {result.record['unit_held']}s. Black line: the total "
+        f"{result.record['units_confirmed']} {result.record['unit_held']}s that did not choose "
+        f"the latents. Black line: the total "
         f"effect, {total['value']:+.3g}; red dashes: what is left with all of them frozen, "
         f"{direct['value']:+.3g}. Parts of latents that drive each other overlap.",
     ]
@@ -190,7 +191,8 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
     lines = [
         f"On {result.record['outcome']}. Direct: the change with the no-op arm's tokens; by "
         "tokens: the patched arm's tokens without the change; with the interaction they add up to "
-        "the total. Bands are 95% intervals; later steps have fewer trials.",
+        "the total. A step is over the trials in which neither arm has stopped before it, fewer "
+        "and others the later it is. Bands are 95% intervals, where 6 units or more are left.",
     ]
     top = title(figure, "Direct and by tokens", f", {_where(result)}", lines)
     figure.update_layout(

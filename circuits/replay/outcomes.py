@@ -8,6 +8,9 @@ Written as text, so that a task or a command line can name one:
                                   each, the difference of their logits
     kl                            KL(the no-op run's distribution at that step || this one), nats
 
+The outcome of a response is the mean over its steps. Where it means something at the first ones
+only, their number stands behind the kind, as in `difference[1]: stop// bet`.
+
 Tokens are written as they are, white space included, and #123 is the token with that id. Positive
 differences of outcomes mean that the change raises them. KL has no sign and is not linear: where
 half of a change is taken away, about a quarter of it is left.
@@ -31,14 +34,17 @@ OutcomeKind = Literal["logprob", "logit", "difference", "kl"]
 @dataclass(frozen=True)
 class Outcome:
     """kind: see the module. tokens, foils: ids; foils only of differences. text: how it was
-    written."""
+    written. first: how many steps of a response count, from its beginning; None for all."""
 
     kind: OutcomeKind
     tokens: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
     text: str = "kl"
+    first: int | None = None
 
     def __post_init__(self) -> None:
+        if self.first is not None and self.first < 1:
+            raise PathwayError(f"the outcome {self.text!r} counts no step: 1 or more are expected.")
         wanted = (self.kind != "kl", self.kind == "difference")
         if (bool(self.tokens), bool(self.foils)) != wanted:
             raise PathwayError(
@@ -69,7 +75,12 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """For titles and axes."""
+        """For titles and axes, with the steps that count."""
+        steps = "the first step" if self.first == 1 else f"the first {self.first} steps"
+        return self._what + ("" if self.first is None else f" at {steps}")
+
+    @property
+    def _what(self) -> str:
         if self.kind == "kl":
             return "KL from the no-op run"
         words = self.text.partition(":")[2].split("//")
@@ -86,12 +97,24 @@ def parse_outcome(text: str, tokenizer: Any) -> Outcome:
     """
     kind, sides = read_sides(text)
     first, second = (tuple(_id(word, tokenizer) for word in side) for side in sides)
-    return Outcome(kind, first, second, text.strip() if kind == "kl" else text)
+    text = text.strip() if kind == "kl" else text
+    return Outcome(kind, first, second, text, _steps(text)[1])
+
+
+def _steps(text: str) -> tuple[str, int | None]:
+    """An outcome without the number of steps behind its kind, and that number."""
+    named = re.match(r"\s*(\w+)\[(\d+)\]", text)
+    if named is None:
+        return text, None
+    return named[1] + text[named.end() :], int(named[2])
 
 
 def read_sides(text: str) -> tuple[OutcomeKind, tuple[list[str], list[str]]]:
     """The kind of an outcome and the words on its two sides, without a model; raises `PathwayError`
     for what is no outcome."""
+    text, first_steps = _steps(text)
+    if first_steps == 0:
+        raise PathwayError(f"the outcome {text!r} counts no step: 1 or more are expected.")
     if text.strip() == "kl":
         return "kl", ([], [])
     name, colon, rest = text.partition(":")

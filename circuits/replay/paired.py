@@ -18,7 +18,12 @@ and then over prompts, which count alike.
 3. The size is the mean difference divided by the standard deviation of the units' differences
    (Cohen's d_z), with the interval that inverts the noncentral t distribution (Steiger and Fouladi
    1997). Unlike the p and the interval of the mean difference, it takes units for normal.
-4. Intervals of means are percentile bootstraps over units, 95%. A ratio of means (a share of a
+4. Intervals of means are percentile bootstraps over units, 95%, whose draws are spread by
+   sqrt(n / (n - 1)) (what is drawn varies about its own mean) and by the ratio of the t to the
+   normal quantile, or they would be too narrow: prompts with n their number; trials with n those of
+   each prompt, and n - 1 degrees of freedom of every prompt together. There is none (NaN) with
+   fewer than `FEWEST_UNITS` prompts, fewer than 4 degrees of freedom, or a prompt with a single
+   trial, whose spread is not known. A ratio of means (a share of a
    total) is refused where the interval of the total has 0 in it or the total is rounding.
 """
 
@@ -29,7 +34,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import nctdtrinc
+from scipy.special import nctdtrinc, ndtri, stdtrit
 
 from circuits.errors import CircuitsError
 from circuits.metrics import Summary, bootstrap_weights
@@ -37,6 +42,7 @@ from circuits.metrics import Summary, bootstrap_weights
 UnitKind = Literal["prompt", "trial"]
 FEWEST_PROMPTS = 10  # with 10, the smallest p of sign flips is 2 / 2^10
 FLIPS = 19_999
+FEWEST_UNITS = 5  # for an interval
 RESAMPLES = 2000
 _TAIL = 0.025
 _AT_ONCE = 1 << 24  # numbers held at once while signs are flipped
@@ -102,10 +108,37 @@ class Units:
         return made / np.bincount(self.prompt)[:, None]
 
     def weights(self, resamples: int, seed: int) -> Float[np.ndarray, "resample trial"]:
-        """Bootstrap weights of the trials, each row summing to 1."""
+        """Bootstrap weights of the trials, each row summing to 1, spread as the module says; NaN
+        where there is no interval."""
+        counts = np.bincount(self.prompt)
+        if not self.bounded:
+            return np.full((resamples, len(self.prompt)), np.nan)
         if self.kind == "prompt":
             drawn = bootstrap_weights(self.n_prompts, resamples, seed)
-            return drawn[:, self.prompt] / np.bincount(self.prompt)[self.prompt]
+            drawn = drawn[:, self.prompt] / counts[self.prompt]
+            each = np.full(len(counts), self.n_prompts)
+        else:
+            drawn = self._within(resamples, seed)
+            each = counts
+        wider = stdtrit(self.freedom, 1 - _TAIL) / ndtri(1 - _TAIL)
+        spread = wider * np.sqrt(each / (each - 1))[self.prompt]
+        return self.shares + spread * (drawn - self.shares)
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of a mean's interval."""
+        return (len(self.prompt) if self.kind == "trial" else 2 * self.n_prompts - 1) - (
+            self.n_prompts
+        )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a mean has an interval."""
+        single = self.kind == "trial" and int(np.bincount(self.prompt).min()) < 2
+        return self.freedom >= FEWEST_UNITS - 1 and not single
+
+    def _within(self, resamples: int, seed: int) -> Float[np.ndarray, "resample trial"]:
+        """Of trials drawn within their prompts."""
         made = np.zeros((resamples, len(self.prompt)))
         for code in range(self.n_prompts):
             mine = np.flatnonzero(self.prompt == code)
@@ -126,7 +159,7 @@ def summarise(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Summary:
-    """Mean over units with a 95% percentile bootstrap interval; NaN where a value is."""
+    """Mean over units with a 95% bootstrap interval; NaN where a value is, or no interval."""
     flat = values.astype(np.float64).reshape(len(values), -1)
     drawn = units.weights(resamples, seed) @ flat
     low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL], axis=0)
@@ -207,6 +240,8 @@ def share(
     whole = summarise(total, units, resamples=resamples, seed=seed)
     value, low, high = (float(x) for x in (whole.value, whole.low, whole.high))
     nan = float("nan")
+    if np.isnan(low) and not np.isnan(value) and abs(value) > noise:
+        return Share(nan, nan, nan, "too few units, or trials of a prompt, for an interval")
     if abs(value) <= noise:
         return Share(nan, nan, nan, f"the total effect, {value:.2g}, is no more than rounding")
     if low <= 0 <= high:

@@ -7,33 +7,35 @@
 3. Mediators: of the latents that change with the text held, those with the largest estimated part
    in the outcome, sum over positions of (coefficient changed - no-op) <decoder row, gradient>, the
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
-4. They are frozen, put in by themselves, and wired to each other by intervention, and so are as
-   many random active latents of their sites, together; and the effect that was seen is split into a
-   direct part and one by tokens (confirm.py).
+4. They are frozen, put in by themselves, and wired to each other by intervention; as many other
+   latents of their sites that change about as much are frozen together; and the effect that was
+   seen is split into a direct part and one by tokens (confirm.py).
 
-Mediators are chosen and confirmed on the same trials; their shares are measured by intervention and
-not by what they were chosen for, but the largest of many is a little too large.
+Mediators are chosen by one half of the prompts (or of the trials of each prompt, where trials are
+the units) and confirmed on the other (pathways_choice.py): all that is said of what they carry, the
+total beside it included, is of that other half.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from circuits.models.hooked import HookedModel
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
-from circuits.replay.confirm import Mediator, Routes, Setting, confirm, routes
+from circuits.replay.confirm import Routes, Setting, confirm, routes
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
 from circuits.replay.outcomes import Outcome, check_outcome
 from circuits.replay.paired import PathwayError, UnitKind, Units
+from circuits.replay.pathways_choice import choose, draw_controls, halves
 from circuits.replay.pathways_result import PathwaysResult
 from circuits.replay.pathways_tables import tables_of
 from circuits.saes import SaeSet
@@ -84,8 +86,8 @@ class Plan:
     sites: downstream sites; None takes all that were recorded. kind: of prompts; None for all.
     unit: what is exchanged; None chooses by the number of prompts (paired.py). level: of q.
     mediators: most latents that are frozen. least: units in which a latent must be active.
-    first: steps of a response that count for the outcome; None for all. trials: of each prompt
-    that are run again with the text held, the first ones; None for all.
+    first: steps of a response that count for the outcome; None for those that the outcome names.
+    trials: of each prompt that are run again with the text held, the first ones; None for all.
     """
 
     outcome: Outcome
@@ -132,6 +134,8 @@ def pathways(
     Raises `PathwayError` for outcomes, sites, arms and kinds that the run or the model lacks, and
     for too few prompts and trials.
     """
+    if plan.first is not None:
+        plan = replace(plan, outcome=replace(plan.outcome, first=plan.first))
     sites = downstream(written, saes, plan.sites)
     trials = Trials.of(written.responses, [BASE, PATCHED, *written.others], plan.kind)
     units = Units.of(_codes(trials.table), plan.unit)
@@ -146,6 +150,8 @@ def pathways(
     again = trials.table.groupby("prompt").cumcount() < (plan.trials or len(trials))
     kept: Any = trials.table[again].reset_index(drop=True)
     held_units = Units.of(_codes(kept), plan.unit)
+    every = np.arange(len(kept))
+    choosing, confirming = halves(kept, held_units, plan.seed) if plan.mediators else (every, every)
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
     vocab = model.run(torch.tensor(prompts[:1])).shape[1]
     check_outcome(plan.outcome, vocab)
@@ -153,25 +159,28 @@ def pathways(
         arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
         for arm in (BASE, PATCHED)
     }
-    setting = Setting(model, saes, written.source, plan.outcome, plan.first)
+    setting = Setting(model, saes, written.source, plan.outcome, plan.outcome.first)
     size = plan.batch_size
     first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
     held = changes(first, second, held_units, **rules)
-    table = _merged(free, held, estimates, held_units)
+    table = _merged(free, held, estimates, held_units, choosing)
     chosen = choose(table, plan)
+    norms = {site: _norms(saes, site) for site, _ in chosen}
     found = confirm(
         setting,
-        prompts,
-        texts[BASE],
+        [prompts[i] for i in confirming],
+        [texts[BASE][i] for i in confirming],
         chosen,
-        controls=draw_controls(table, chosen, plan.seed),
+        controls=draw_controls(table, chosen, plan.level, norms),
         batch_size=size,
         progress=progress,
     )
     cells = routes(
         setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
     )
-    result = tables_of(table, kept, found, cells, (units, held_units), setting, plan, coarse)
+    result = tables_of(
+        table, kept, found, confirming, cells, (units, held_units), setting, plan, coarse
+    )
     result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
     return result
 
@@ -234,6 +243,11 @@ def downstream(written: Written, saes: SaeSet, asked: Sequence[Site] | None) -> 
     return after
 
 
+def _norms(saes: SaeSet, site: Site) -> Float[np.ndarray, " latent"]:
+    """Of the decoder rows of a site."""
+    return saes[site].rows.float().norm(dim=-1).cpu().numpy().astype(np.float64)
+
+
 def _codes(table: pd.DataFrame) -> np.ndarray:
     return pd.factorize(table["prompt"])[0].astype(int)
 
@@ -268,34 +282,18 @@ def _merged(
     held: pd.DataFrame,
     estimates: Means,
     units: Units,
+    rows: Int[np.ndarray, " chooses"],
 ) -> pd.DataFrame:
-    """One row a latent that was tested in either view; `held_` before the columns of the second."""
+    """One row a latent that was tested in either view; `held_` before the columns of the second.
+
+    rows: trials over which estimates are averaged, prompts alike.
+    """
+    part_of = Units(np.unique(units.prompt[rows], return_inverse=True)[1].reshape(-1), units.kind)
     names = [c for c in held.columns if c not in ("site", "latent")]
     held = held.rename(columns={name: f"held_{name}" for name in names})
     table = free.merge(held, on=["site", "latent"], how="outer")
     value = np.zeros(len(table))
     for site, part in table.groupby("site"):
         mine = estimates[Site.parse(str(site))][:, part["latent"].to_numpy(int)].toarray()
-        value[part.index.to_numpy()] = units.mean(mine)
+        value[part.index.to_numpy()] = part_of.mean(mine[rows])
     return table.assign(estimate=value)
-
-
-def choose(table: pd.DataFrame, plan: Plan) -> list[Mediator]:
-    """The latents that change with the text held, the largest estimated parts first."""
-    moved: Any = table[(table["held_q"] <= plan.level) & (table["estimate"] != 0)]
-    order = moved["estimate"].abs().sort_values(ascending=False, kind="stable").index
-    some = moved.loc[order[: plan.mediators]]
-    return [(Site.parse(str(s)), int(k)) for s, k in zip(some["site"], some["latent"], strict=True)]
-
-
-def draw_controls(table: pd.DataFrame, mediators: Sequence[Mediator], seed: int) -> list[Mediator]:
-    """For each mediator another latent of its site that is active, at random; fewer where there
-    are not as many."""
-    draw, found = np.random.default_rng(seed), []
-    for site in dict.fromkeys(site for site, _ in mediators):
-        mine = [latent for where, latent in mediators if where == site]
-        tested: Any = table[(table["site"] == str(site)) & table["held_p"].notna()]
-        others = [int(k) for k in tested["latent"] if k not in mine]
-        some = draw.permutation(len(others))[: len(mine)]
-        found += [(site, others[i]) for i in sorted(some)]
-    return found

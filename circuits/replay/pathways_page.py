@@ -19,7 +19,7 @@ _EFFECTS = {
     "total": "total, text held",
     "direct": "left with all mediators frozen",
     "mediated": "by all mediators together",
-    "controls": "by as many random active latents",
+    "controls": "by as many other latents that change alike",
     "seen": "seen in the run",
     "seen_direct": "direct: change with the no-op arm's tokens",
     "seen_by_tokens": "by tokens: the patched arm's tokens without the change",
@@ -121,10 +121,12 @@ def _how(result: PathwaysResult) -> str:
         f"and Hochberg's over all latents that are active, in either arm, in at least "
         f"{record['plan']['least']} {unit}s. With the text held, the no-op arm's tokens of "
         f"{record['trials_held']:,} trials were run with and without the change. Mediators are the "
-        "latents that change there with the largest estimated part in the outcome; frozen: held at "
-        "their no-op values at every position while the source is changed (and so are, for "
-        "comparison, as many random active latents of their sites); by itself: held at "
-        "their values of the changed run in a run without the change. Shares are refused where the "
-        "total may be 0. Mediators were chosen and frozen on the same trials. "
+        "latents that change there with the largest estimated part in the outcome, chosen by one "
+        f"half of the {record['unit_held']}s; what they carry is measured over the other half, "
+        f"{record['trials_confirmed']:,} trials of {record['prompts_confirmed']} prompts. Frozen: "
+        "held at their no-op values at every position while the source is changed (and so are, for "
+        "comparison, as many other latents of their sites that change about as much); by "
+        "itself: held at their values of the changed run in a run without the change. Shares are "
+        "refused where the total may be 0. "
         f"Sign: {record['sign_convention']}."
     )

@@ -34,16 +34,19 @@ class PathwaysResult:
         patched arm), `difference, low, high, size, size_low, size_high, p, q`, and beside them the
         differences of the `reconstruction` arm and of the `random` arms (their mean, and the
         `random_largest`); the same with the text held as `held_...`; `estimate` (first-order part
-        in the outcome); for mediators `mediated, mediated_low, mediated_high, mediated_p,
-        mediated_q, share, share_low, share_high` of the total, `alone` and `direct` with their
-        intervals, and `confirmed`. NaN where a view did not test the latent.
-    effects: `name, value, low, high, share, share_low, share_high, problem`: with the text held
-        `total`, `direct` (all mediators frozen), `mediated` (by all of them together) and
-        `controls` (by as many random active latents of their sites together, NaN without); seen in
-        the run `seen`, split into `seen_direct, seen_by_tokens, seen_interaction`. Units of the
-        outcome.
+        in the outcome, over the trials that choose mediators); over the others, for mediators
+        `mediated, mediated_low, mediated_high, mediated_p, mediated_q, share, share_low,
+        share_high` of the total, `alone` and `direct` with their intervals, and `confirmed`. NaN
+        where a view did not test the latent.
+    effects: `name, value, low, high, share, share_low, share_high, problem`: with the text held,
+        over the trials that did not choose mediators, the outcome `base`, `total`, `direct` (all
+        mediators frozen), `mediated` (by all of them together) and `controls` (by as many latents
+        of their sites that change about as much, NaN without); seen in the run, over all trials
+        that were run again, `seen`, split into `seen_direct, seen_by_tokens, seen_interaction`.
+        Units of the outcome.
     steps: that split at every step: `step, trials, part, value, low, high`.
-    trials: one row a trial that was run again: its outcomes.
+    trials: one row a trial that was run again: its outcomes, and whether it `confirms`; what
+        confirms is NaN in the trials that chose.
     graph: source, confirmed mediators and the outcome, with edges in units of the outcome.
     record: what run.json holds.
     """
@@ -93,7 +96,8 @@ class PathwaysResult:
         if len(table):
             n = sum(map(bool, table["confirmed"]))
             said += (
-                f". {n} of {len(table)} mediators confirmed; together they carry "
+                f". {n} of {len(table)} mediators confirmed, over {record['units_confirmed']} "
+                f"{record['unit_held']}s that did not choose them; together they carry "
                 f"{whole['share']:.0%} [{whole['share_low']:.0%}, {whole['share_high']:.0%}] of "
                 f"the effect on {record['outcome']}"
             )
@@ -114,6 +118,15 @@ class PathwaysResult:
                     f"{smallest:.2g}: of {tested} latents tested {where}, at least {needed} must "
                     "change for any to be found. More prompts would help."
                 )
+        frozen = self.mediators()
+        smallest = record["smallest_p_confirmed"]
+        needed = math.ceil(len(frozen) * smallest / record["level"] - 1e-9)
+        if needed > 1 and not any(frozen["confirmed"]):
+            said.append(
+                f"{record['units_confirmed']} {record['unit_held']}s that did not choose mediators "
+                f"give no p below {smallest:.2g}: of {len(frozen)}, at least {needed} must carry "
+                "something for any to be confirmed. Fewer mediators or more prompts would help."
+            )
         if record["replayed_error"] > _REPLAYED:
             said.append(
                 "What the run wrote is not as probable as it recorded: off by up to "

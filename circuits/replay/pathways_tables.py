@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from circuits.graph import Circuit, Node
 from circuits.graph.circuit import CircuitNode, Edge
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from circuits.replay.pathways import Plan
 
 PARTS = ("direct", "by_tokens", "interaction", "total")
-_FEWEST_STEPS = 2  # trials with a step, for an interval there
+_FEWEST_STEPS = 6  # units with a step, for an interval there
 # What the page of a circuit says instead of clean and corrupted.
 _WORDS = {
     "positive": "raises the outcome",
@@ -37,6 +37,7 @@ def tables_of(
     table: pd.DataFrame,
     trials: pd.DataFrame,
     found: Confirmed,
+    rows: Int[np.ndarray, " confirms"],
     seen: Routes,
     units: tuple[Units, Units],
     setting: Setting,
@@ -45,14 +46,16 @@ def tables_of(
 ) -> PathwaysResult:
     """Everything that is reported.
 
-    table: of latents. trials: those that were run again, in the order of `found` and `seen`. units:
-    of the run, and of the trials that were run again. rounding: the share of a number up to which
-    a difference is rounding; of the outcome, whose terms may cancel, of 1 at least.
+    table: of latents. trials: those that were run again, in the order of `seen`; `rows` of them, in
+    the order of `found`, confirm and did not choose (pathways_choice.py). units: of the run, and of
+    the trials that were run again. rounding: the share of a number up to which a difference is
+    rounding; of the outcome, whose terms may cancel, of 1 at least.
     """
     noise = rounding * max(1.0, float(np.abs(found.base).max()))
     held = units[1]
-    table = _with_mediators(table, found, held, plan, noise)
-    effects = _effects(found, seen, held, plan, noise)
+    half = Units.of(held.prompt[rows], held.kind)
+    table = _with_mediators(table, found, half, plan, noise)
+    effects = _effects(found, seen, (half, held), plan, noise)
     source = setting.source[0]
     record: dict[str, Any] = {
         "method": "pathways",
@@ -68,6 +71,10 @@ def tables_of(
         "unit_held": held.kind,
         "units_held": len(held),
         "trials_held": len(held.prompt),
+        "smallest_p_confirmed": half.smallest_p,
+        "units_confirmed": len(half),
+        "prompts_confirmed": half.n_prompts,
+        "trials_confirmed": len(rows),
         "noise": noise,
         "plan": {
             **asdict(plan),
@@ -80,9 +87,11 @@ def tables_of(
         "sign_convention": SIGN,
         "versions": versions(),
     }
-    graph = graph_of(table, effects, found, held, setting, record)
+    graph = graph_of(table, effects, found, half, setting, record)
     steps = _steps(seen, held, plan.seed)
-    return PathwaysResult(table, effects, steps, _by_trial(trials, found, seen), graph, record)
+    return PathwaysResult(
+        table, effects, steps, _by_trial(trials, found, rows, seen), graph, record
+    )
 
 
 def _with_mediators(
@@ -101,7 +110,7 @@ def _with_mediators(
         row |= {"mediated_p": p[i], "mediated_q": q[i]}
         carried = share(through[:, i], found.total, units, noise=noise, seed=plan.seed)
         row |= _share(carried)
-        clear = not row["mediated_low"] <= 0 <= row["mediated_high"]
+        clear = row["mediated_low"] > 0 or row["mediated_high"] < 0  # not where there is none
         row["confirmed"] = bool(clear and q[i] <= plan.level and abs(row["mediated"]) > noise)
         rows.append(row)
     names = ["site", "latent"]
@@ -128,8 +137,9 @@ def _share(found: Share) -> dict[str, Any]:
 
 
 def _effects(
-    found: Confirmed, seen: Routes, units: Units, plan: Plan, noise: float
+    found: Confirmed, seen: Routes, units: tuple[Units, Units], plan: Plan, noise: float
 ) -> pd.DataFrame:
+    """units: of the trials that confirm, and of all that were run again."""
     split = seen.parts
     values = {
         "base": (found.base, None),
@@ -144,10 +154,11 @@ def _effects(
     }
     rows = []
     for name, (part, total) in values.items():
-        row: dict[str, Any] = {"name": name, **_interval(part, units, plan.seed)}
+        mine = units[name.startswith("seen")]
+        row: dict[str, Any] = {"name": name, **_interval(part, mine, plan.seed)}
         of = Share(float("nan"), float("nan"), float("nan"))
         if total is not None and not np.isnan(part).any():
-            of = share(part, total, units, noise=noise, seed=plan.seed)
+            of = share(part, total, mine, noise=noise, seed=plan.seed)
         rows.append({**row, **_share(of), "problem": of.problem})
     return pd.DataFrame(rows)
 
@@ -162,22 +173,29 @@ def _steps(seen: Routes, units: Units, seed: int) -> pd.DataFrame:
                 continue
             row: dict[str, Any] = {"step": step, "trials": int(some.sum()), "part": part}
             kept, of = values[some, step], units.prompt[some]
-            several = len(np.unique(of)) if units.kind == "prompt" else len(of)
-            if several >= _FEWEST_STEPS:
-                row |= _interval(kept, Units.of(of, units.kind), seed)
+            # Trials may be left alone in their prompts: those prompts' spread is not known.
+            mine = Units(np.unique(of, return_inverse=True)[1].reshape(-1), units.kind)
+            if len(mine) >= _FEWEST_STEPS and mine.bounded:
+                row |= _interval(kept, mine, seed)
             else:
                 row |= {"value": float(kept.mean()), "low": float("nan"), "high": float("nan")}
             rows.append(row)
     return pd.DataFrame(rows, columns=["step", "trials", "part", "value", "low", "high"])
 
 
-def _by_trial(trials: pd.DataFrame, found: Confirmed, seen: Routes) -> pd.DataFrame:
+def _by_trial(
+    trials: pd.DataFrame, found: Confirmed, rows: Int[np.ndarray, " confirms"], seen: Routes
+) -> pd.DataFrame:
     columns = {"base": found.base, "total": found.total, "left_all": found.left_all}
-    columns |= {"left_controls": found.left_controls, **seen.cells}
+    columns["left_controls"] = found.left_controls
     for i, (site, latent) in enumerate(found.mediators):
         columns[f"left:{site}:{latent}"] = found.left[:, i]
         columns[f"alone:{site}:{latent}"] = found.alone[:, i]
-    return trials.assign(**columns)
+    wide = {name: np.full(len(trials), np.nan) for name in columns}
+    for name, values in columns.items():
+        wide[name][rows] = values
+    confirms = np.isin(np.arange(len(trials)), rows)
+    return trials.assign(confirms=confirms, **seen.cells, **wide)
 
 
 def graph_of(
@@ -204,8 +222,8 @@ def graph_of(
         CircuitNode(
             Node(source.site, "latent", source.latent),
             float(total["value"]),
-            float(total["low"]),
-            float(total["high"]),
+            _end(total["low"]),
+            _end(total["high"]),
             clean=float(units.mean(found.source[:, 1])),
             corrupted=float(units.mean(found.source[:, 0])),
             label=f"source: {said}, {source.where}",
@@ -242,9 +260,14 @@ def graph_of(
     ]
     about = {
         name: record[name] for name in ("method", "model", "model_sha256", "saes", "source")
-    } | {"metric": record["outcome"], "trials": record["trials_held"], "words": _WORDS}
-    name = f"replay, {record['trials_held']} trials"
+    } | {"metric": record["outcome"], "trials": record["trials_confirmed"], "words": _WORDS}
+    name = f"replay, {record['trials_confirmed']} trials"
     return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
+
+
+def _end(value: float) -> float | None:
+    """An interval's end for a circuit's node, None where there is none."""
+    return None if np.isnan(value) else float(value)
 
 
 def _node(row: dict[str, Any], node: Node) -> CircuitNode:
@@ -252,8 +275,8 @@ def _node(row: dict[str, Any], node: Node) -> CircuitNode:
     return CircuitNode(
         node,
         float(row["mediated"]),
-        float(row["mediated_low"]),
-        float(row["mediated_high"]),
+        _end(row["mediated_low"]),
+        _end(row["mediated_high"]),
         clean=float(row["held_patched"]),
         corrupted=float(row["held_base"]),
         label=f"mediator: {shared}alone {row['alone']:+.3g}",

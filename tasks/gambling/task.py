@@ -105,9 +105,9 @@ class Gambling:
         ]
 
     def outcome(self, model: Any, *, family: str = "slots", chat: bool = False) -> str | None:
-        """What pathways lead to unless they are told: stopping against betting; stories have no
-        decision, None."""
-        return f"difference:{STOP}//{BET}" if family == "slots" else None
+        """What pathways lead to unless they are told: stopping against betting, at the first
+        step, where it is decided; stories have no decision, None."""
+        return f"difference[1]:{STOP}//{BET}" if family == "slots" else None
 
     def parse(self, response: str, prompt: str) -> Mapping[str, Any]:
         """`action, amount, valid, reason, cut` of a response (decision.Reading), and `balance`.

@@ -63,8 +63,10 @@ def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[s
     parts = [split[f"seen_{part}"] for part in ("direct", "by_tokens", "interaction")]
     assert sum(parts) == pytest.approx(split["seen"], abs=1e-6)
     trials: pd.DataFrame = saved.trials
-    assert (trials["m10"] - trials["m00"]).to_numpy() == pytest.approx(
-        trials["total"].to_numpy(), abs=1e-5
+    assert trials["confirms"].sum() == 10 and trials["total"].notna().sum() == 10
+    confirmed = trials[trials["confirms"]]
+    assert (confirmed["m10"] - confirmed["m00"]).to_numpy() == pytest.approx(
+        confirmed["total"].to_numpy(), abs=1e-5
     )
 
     never = folder / "never"

@@ -72,8 +72,15 @@ def tokens(run: ReplayResult, arm: str) -> list[tuple[list[int], list[int]]]:
     return [(given[r["prompt"]], list(r["tokens"])) for r in table.to_dict("records")]
 
 
-def over_prompts(values: list[float]) -> float:
-    return float(np.mean(np.reshape(values, (12, TRIALS)).mean(1)))
+def over_prompts(values: list[float], some: list[int] | None = None) -> float:
+    """The mean over prompts, in the order of `tokens`, or over some of them."""
+    wanted = list(range(12)) if some is None else some
+    return float(np.mean(np.reshape(values, (12, TRIALS)).mean(1)[wanted]))
+
+
+def confirming(result: PathwaysResult) -> list[int]:
+    """The prompts that did not choose mediators."""
+    return sorted(set(result.trials.loc[result.trials["confirms"], "prompt"]))
 
 
 def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
@@ -86,19 +93,23 @@ def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
     # In the run, what hears of words alone changes too.
     assert row(result, SECOND, "K")["q"] < 0.05 < row(result, SECOND, "K")["held_q"]
     base = [mean_odds(*one) for one in tokens(run, "no-op")]
+    half = confirming(result)
+    assert len(half) == 6 and result.record["trials_confirmed"] == 18
     changed = [mean_odds(*one, HELD) for one in tokens(run, "no-op")]
     frozen = [mean_odds(*one, HELD, True) for one in tokens(run, "no-op")]
-    total = over_prompts(changed) - over_prompts(base)
-    own = over_prompts(frozen) - over_prompts(base)
+    total = over_prompts(changed, half) - over_prompts(base, half)
+    own = over_prompts(frozen, half) - over_prompts(base, half)
+    other = [i for i in range(12) if i not in half]
     mine = row(result, FIRST, "M")
     assert mine["confirmed"] and mine["share"] == pytest.approx(1 - own / total, abs=1e-9)
     assert mine["alone"] == pytest.approx(total - own, abs=1e-9)
-    assert mine["estimate"] == pytest.approx(total - own, abs=1e-9)  # linear
+    through = over_prompts(changed, other) - over_prompts(frozen, other)
+    assert mine["estimate"] == pytest.approx(through, abs=1e-9)  # linear
     assert mine["share_low"] <= mine["share"] <= mine["share_high"]
     effects = {name: result.effect(name)["value"] for name in result.effects["name"]}
     assert effects["total"] == pytest.approx(total, abs=1e-9)
     assert effects["direct"] == pytest.approx(own, abs=1e-9)
-    assert abs(effects["controls"]) < 1e-9  # N, which S does not reach
+    assert np.isnan(effects["controls"])  # S reaches no other
     patched = [mean_odds(*one, HELD) for one in tokens(run, "latent")]
     words = [mean_odds(*one) for one in tokens(run, "latent")]
     seen = over_prompts(patched) - over_prompts(base)
@@ -109,7 +120,7 @@ def test_the_planted_latent_is_found_with_its_shares(folder: Path) -> None:
     parts = [effects[f"seen_{name}"] for name in ("direct", "by_tokens", "interaction")]
     assert sum(parts) == pytest.approx(seen, abs=1e-9)
     assert result.record["replayed_error"] < 1e-6 and result.warnings() == []
-    assert "1 of 1 mediators confirmed; together they carry" in result.headline()
+    assert "1 of 1 mediators confirmed, over 6 prompts that did not choose" in result.headline()
 
 
 def test_a_latent_without_effect_is_found_to_have_none(folder: Path) -> None:
@@ -180,6 +191,9 @@ def test_part_of_a_run(folder: Path) -> None:
     """One kind of prompts, the first trials, the first steps."""
     run = ran(folder, "S", False)
     result = found(run, kind="odd", trials=2, first=3, unit="prompt")
+    assert result.record["outcome"].endswith("at the first 3 steps")
+    named = found(run, kind="odd", trials=2, unit="prompt", outcome=ODDS.replace(":", "[3]:", 1))
+    pd.testing.assert_frame_equal(named.effects, result.effects)
     assert result.record["units"] == 6 and result.record["trials_held"] == 12
     assert set(result.trials["trial"]) == {0, 1} and set(result.trials["kind"]) == {"odd"}
     texts = [one for i, one in enumerate(tokens(run, "no-op")) if (i // TRIALS) % 2]
@@ -191,7 +205,15 @@ def test_part_of_a_run(folder: Path) -> None:
         return float(sum(odds(*one, held).values())[:3].mean())  # pyright: ignore
 
     wanted = np.mean([early(one, HELD) - early(one, None) for one in some])
-    assert result.effect("total")["value"] == pytest.approx(wanted, abs=1e-9)
+    assert result.effect("seen_direct")["value"] == pytest.approx(wanted, abs=1e-9)
+    assert result.record["units_confirmed"] == 3
+    # No bands over fewer than 6 units: 6 prompts have the first steps, and not all the late ones.
+    bands: Any = result.steps[result.steps["part"] == "total"].set_index("step")["low"]
+    assert bands.notna()[0]
+    few_prompts = found(run, kind="odd", trials=1, unit="trial", mediators=0)
+    assert few_prompts.steps["low"].isna().all()
+    all_of_them = found(run, kind="odd", trials=2, first=3, unit="prompt", mediators=0)
+    assert all_of_them.effect("total")["value"] == pytest.approx(wanted, abs=1e-9)
     few = found(run, kind="odd")
     assert few.record["unit"] == "trial" and few.record["units"] == 6 * TRIALS
     assert any("say nothing of other prompts" in line for line in few.warnings())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 from scipy.stats import binom, nct, permutation_test, ttest_1samp
+from scipy.stats import t as t_quantile
 
 from circuits.cli.replay_pathways import task_outcome
 from circuits.metrics import summarise_mean
@@ -128,14 +129,49 @@ def test_intervals() -> None:
     got = summarise(values, units, seed=5)
     by_prompt = values.reshape(12, 3, 3).mean(1)
     expected = summarise_mean(by_prompt, seed=5)
-    for name in ("value", "low", "high"):
-        assert getattr(got, name) == pytest.approx(getattr(expected, name))
+    assert got.value == pytest.approx(expected.value)
+    wider = t_quantile.ppf(0.975, 11) / 1.959964 * np.sqrt(12 / 11)
+    for end in ("low", "high"):
+        plain = getattr(expected, end) - expected.value
+        assert getattr(got, end) - got.value == pytest.approx(wider * plain, rel=1e-4)
     # Trials within prompts: the spread between prompts is no part of it.
     offset = draw.normal(size=12)[prompts(12, 3)] * 50
     within = summarise(values + offset[:, None], Units.of(prompts(12, 3), "trial"))
     assert (within.high - within.low < 2).all()
-    sigma = values.reshape(12, 3, 3).var(1).mean(0) / 36  # of a mean, drawn within prompts
-    assert within.high - within.low == pytest.approx(2 * 1.96 * np.sqrt(sigma), rel=0.1)
+    sigma = values.reshape(12, 3, 3).var(1, ddof=1).mean(0) / 36  # of a mean within prompts
+    assert within.high - within.low == pytest.approx(
+        2 * t_quantile.ppf(0.975, 24) * np.sqrt(sigma), rel=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "trials", "kind"), [(5, 1, "prompt"), (12, 3, "prompt"), (4, 2, "trial")]
+)
+def test_intervals_hold_what_they_say(count: int, trials: int, kind: str) -> None:
+    """Of normal values, the mean lies in 95% of the intervals, however few units there are."""
+    draw = np.random.default_rng(10)
+    of = prompts(count, trials)
+    values = draw.normal(size=(len(of), 2000))
+    if kind == "prompt":
+        values += draw.normal(size=(count, 2000))[of]
+    got = summarise(values, Units.of(of, kind))  # pyright: ignore
+    inside = float(((got.low <= 0) & (got.high >= 0)).mean())
+    assert 0.93 < inside < 0.98
+
+
+def test_no_interval_where_none_is_known() -> None:
+    draw = np.random.default_rng(11)
+    for of, kind in (
+        (prompts(4, 3), "prompt"),
+        (prompts(3, 1), "trial"),
+        (np.array([0, 0, 0, 0, 0, 0, 1]), "trial"),
+        (prompts(3, 2), "trial"),
+    ):
+        units = Units.of(of, kind)  # pyright: ignore
+        values = draw.normal(5, 0.1, len(of))
+        got = summarise(values, units)
+        assert np.isnan([got.low, got.high]).all() and not np.isnan(got.value)
+        assert "too few units" in share(values, values, units).problem
 
 
 def test_sizes_by_hand() -> None:
@@ -277,7 +313,7 @@ class Letters:
 def test_a_task_names_its_outcome() -> None:
     for options in ({}, {"chat": True}, {"family": "slots"}):
         named = task_outcome("gambling", None, options)  # pyright: ignore
-        assert named == "difference: Stop// Bet"
+        assert named == "difference[1]: Stop// Bet"  # what is decided at the first step
     assert task_outcome("gambling", None, {"family": "neutral"}) is None  # pyright: ignore
     assert read_sides("difference: Stop// Bet") == ("difference", ([" Stop"], [" Bet"]))
     assert task_outcome("ioi", None) is None and task_outcome("custom", None) is None  # pyright: ignore
@@ -294,7 +330,13 @@ def test_outcomes_as_text() -> None:
     assert (both.tokens, both.foils) == ((97, 7), (98,))
     assert both.name == "log odds of 'a' or '#7' against 'b'"
     assert read("logprob: ").name == "log probability of ' '"
+    early = read("difference[1]:a//b")
+    assert (early.first, early.tokens, early.foils) == (1, (97,), (98,))
+    assert early.name == "log odds of 'a' against 'b' at the first step"
+    assert read("kl[3]").name == "KL from the no-op run at the first 3 steps"
+    assert read("logit:a[1]"[:7]).first is None
     for text, said in (
+        ("logit[0]:a", "counts no step"),
         ("entropy:a", "unknown outcome 'entropy:a': expected kl"),
         ("logprob", "unknown outcome"),
         ("difference:a", "two sides"),
