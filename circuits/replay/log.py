@@ -128,6 +128,9 @@ def write_log(path: str | Path, responses: Iterable[Response]) -> int:
 def feature_of(record: Mapping[str, Any]) -> str:
     """What a replay run's record calls the latent it intervened on: SITE/LATENT, several with +.
 
+    The value, mode and place of the change are no part of it, so that runs which differ in them
+    have one name and cannot be counted together.
+
     Raises `LogError` for a record that names none.
     """
     named = record.get("feature")

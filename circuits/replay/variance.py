@@ -83,8 +83,9 @@ def outcome_of(responses: pd.DataFrame, outcome: str) -> Float[np.ndarray, " res
 
     outcome: "length" (tokens), "logprob" (of the response under the model as it ran),
         "unpatched_logprob" (under the unchanged model, where the run has measured it),
-        "word:TEXT" (how often a whole word stands in it, whatever its case), or "parsed:KEY" (what
-        the task read; NaN where it could not).
+        "word:TEXT" (how often a whole word stands in it, whatever its case), "parsed:KEY" (what
+        the task read; NaN where it could not), or "parsed:KEY=TEXT" (1 where it read that text and
+        0 where it read another, as in parsed:action=stop; NaN where it is not valid).
     Raises `ReplayError` for any other, and for one that the run does not have.
     """
     kind, _, argument = outcome.partition(":")
@@ -98,13 +99,31 @@ def outcome_of(responses: pd.DataFrame, outcome: str) -> Float[np.ndarray, " res
         return np.array([float(len(word.findall(text))) for text in responses["response"]])
     if kind == "parsed" and argument:
         read = pd.Series(responses["parsed"]).map(_json)
+        key, equals, text = argument.partition("=")
+        if equals:
+            return _reads(list(read), key, text, outcome)
         values = [np.nan if v is None else _number(v.get(argument), outcome) for v in read]
         if np.isnan(values).all():
             raise ReplayError(f"no response has {outcome}: the task did not read it.")
         return np.array(values, dtype=np.float64)
     raise ReplayError(
-        f"outcome {outcome!r}: expected one of {', '.join(OUTCOMES)}, word:TEXT or parsed:KEY."
+        f"outcome {outcome!r}: expected one of {', '.join(OUTCOMES)}, word:TEXT, parsed:KEY "
+        "or parsed:KEY=TEXT."
     )
+
+
+def _reads(
+    read: list[Mapping[str, Any] | None], key: str, text: str, outcome: str
+) -> Float[np.ndarray, " response"]:
+    """Whether each response's `key` is `text`, of those that are valid."""
+    valid = [None if v is None or v.get("valid") is False else v.get(key) for v in read]
+    there = sorted({value for value in valid if isinstance(value, str)})
+    if text not in there:
+        raise ReplayError(
+            f"no valid response has {outcome}: the texts read as {key} are "
+            f"{', '.join(there) or 'none'}."
+        )
+    return np.array([float(v == text) if isinstance(v, str) else np.nan for v in valid])
 
 
 def _json(text: Any) -> Mapping[str, Any] | None:
@@ -115,7 +134,10 @@ def _number(value: Any, outcome: str) -> float:
     if value is None:
         return float("nan")
     if not isinstance(value, (int, float)):
-        raise ReplayError(f"{outcome} is {value!r}: expected numbers, or true and false.")
+        raise ReplayError(
+            f"{outcome} is {value!r}: expected numbers, or true and false. Of a text "
+            f"name the value, as in {outcome}={value}."
+        )
     return float(value)
 
 

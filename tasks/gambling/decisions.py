@@ -46,10 +46,28 @@ def print_decisions(found: Decisions, about: str) -> None:
         ]
         shown.add_row(str(row["kind"]), escaped(str(row["arm"])), *cells)
     console.print(shown)
+    if len(found.differences):
+        _print_differences(found)
     for (kind, arm), reasons in found.reasons.items():
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         if said:
             console.print(f"not read ({kind}, {arm}): {said}", markup=False, highlight=False)
+
+
+def _print_differences(found: Decisions) -> None:
+    """Paired differences from no-op, with what they rest on."""
+    shown = Table(
+        title="Arm - no-op, in trials valid in both; 95% and p not corrected", box=box.SIMPLE_HEAD
+    )
+    for column in ("kind", "arm", "of", "difference", "p", "pairs", "lost", "unit"):
+        shown.add_column(column)
+    for row in found.differences.to_dict("records"):
+        ends = {f"d{end}": row[name] for end, name in (("_low", "low"), ("_high", "high"))}
+        cell = _cell({"d": row["difference"], **ends}, "d", "+.1%")
+        p = "" if math.isnan(row["p"]) else f"{row['p']:.2g}"
+        names = [escaped(str(row[name])) for name in ("kind", "arm", "metric")]
+        shown.add_row(*names, cell, p, *(str(row[name]) for name in ("pairs", "lost", "unit")))
+    console.print(shown)
 
 
 def _cell(row: dict[str, Any], name: str, form: str) -> str:

@@ -212,6 +212,29 @@ def test_metrics_by_hand() -> None:
     assert none["stop_rate"] == 1 and np.isnan(none["mean_bet"])
 
 
+def test_differences_are_paired_within_trials() -> None:
+    """Ten of twelve prompts turn from bet to stop; the arms' own intervals do not say so."""
+    base = [(p, "stop" if p < 2 else "bet", 0.0 if p < 2 else 40.0) for p in range(12)]
+    turned: list[tuple[int, str | None, float | None]] = [(p, "stop", 0.0) for p in range(12)]
+    made = [*responses("no-op", *base), *responses("latent", *turned)]
+    rows = decisions(made).differences.set_index("metric")
+    stop, staked = rows.loc["stop_rate"], rows.loc["staked"]
+    assert stop["difference"] == pytest.approx(10 / 12) and stop["unit"] == "prompt"
+    assert stop["low"] > 0 and stop["p"] == pytest.approx(2 * 2**2 / 2**12)
+    assert staked["difference"] == pytest.approx(-0.4 * 10 / 12) and staked["high"] < 0
+    assert (stop["pairs"], stop["lost"]) == (12, 0) and rows.loc["parsed", "p"] == 1
+    turned[3] = (3, None, None)
+    made = [*responses("no-op", *base), *responses("latent", *turned)]
+    rows = decisions(made).differences.set_index("metric")
+    assert tuple(rows.loc["stop_rate", ["pairs", "lost"]]) == (11, 1)
+    assert rows.loc["stop_rate", "difference"] == pytest.approx(9 / 11)
+    assert rows.loc["parsed", "difference"] == pytest.approx(-1 / 12)
+    few = decisions([*responses("no-op", *base[:1]), *responses("latent", *turned[:1])])
+    assert few.differences["difference"].isna().all()
+    with pytest.raises(TaskError, match="there twice"):
+        decisions(made[:1] * 2)
+
+
 def test_mistakes_of_metrics() -> None:
     with pytest.raises(TaskError, match="no responses"):
         decisions([])
@@ -233,4 +256,5 @@ def test_decisions_of_a_log(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -
         run_app(app, [str(path)], "gambling")
     shown = capsys.readouterr().out
     assert not end.value.code and "33%" in shown and "35.0" in shown and "latent" in shown
+    assert "Arm - no-op" in shown and "staked" in shown
     assert "not read (risky, no-op): 1 no amount" in shown

@@ -202,3 +202,21 @@ def test_options_of_a_task_reach_its_prompts(
     assert record["prompts"] == ["the dog sat", "the dog ran"]
     assert record["kinds"] == ["wild", "wild"]
     assert record["task_options"] == {"animal": "dog", "family": "wild"}
+
+
+def test_a_text_that_the_task_read_is_an_outcome() -> None:
+    read = [
+        '{"action": "stop", "valid": true}',
+        '{"action": "bet", "valid": true}',
+        '{"action": "bet", "valid": false}',
+        '{"action": null, "valid": false}',
+        None,
+    ]
+    responses = pd.DataFrame({"parsed": read})
+    for text, wanted in (("stop", [1, 0]), ("bet", [0, 1])):
+        found = outcome_of(responses, f"parsed:action={text}")
+        np.testing.assert_array_equal(found, [*wanted, np.nan, np.nan, np.nan])
+    with pytest.raises(ReplayError, match="the texts read as action are bet, stop"):
+        outcome_of(responses, "parsed:action=stpo")
+    with pytest.raises(ReplayError, match="as in parsed:action=stop"):
+        outcome_of(responses, "parsed:action")

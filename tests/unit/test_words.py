@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,10 @@ def test_mistakes() -> None:
         compared(unlike, paired=True)
     with pytest.raises(WordsError, match="one prompt cannot be exchanged"):
         compared([r for r in made if r.prompt == "0"], unit="prompt")
+    for text, n in (("stop stop", 1), ("...", 0)):  # the log odds of one word are infinite
+        with pytest.raises(WordsError, match=rf"safe: latent .* have {n} different words"):
+            compared([replace(r, response=text) for r in made if r.kind == "safe"])
+    assert np.isfinite(compared([replace(r, response="stop bet") for r in made]).table["z"]).all()
     with pytest.raises(WordsError, match="no kind 'wild'"):
         compared(made, difference=("safe", "wild"))
     for wrong in ({"level": 1.0}, {"prior": 0.0}, {"permutations": 5}, {"difference": ("a", "a")}):

@@ -154,6 +154,24 @@ def test_a_run_is_read_like_a_log(tmp_path: Path) -> None:
         list(read_log(tmp_path))
 
 
+def test_runs_of_one_latent_at_two_values_are_not_counted_together(tmp_path: Path) -> None:
+    folders = []
+    for value in (5.0, 10.0):
+        folder = tmp_path / f"hold-{value:g}"
+        folder.mkdir()
+        change = {"site": "resid_post.3", "latent": 7, "mode": "hold", "value": value}
+        write_record(folder, {"method": "replay", "task": None, "changes": [change]})
+        rows = [
+            {"arm": arm, "kind": "a", "prompt": 0, "trial": 0, "response": "the cat"}
+            for arm in ("no-op", "latent")
+        ]
+        pd.DataFrame(rows).to_parquet(folder / "responses.parquet")
+        folders.append(folder)
+        assert {r.feature for r in read_log(folder)} == {"resid_post.3/7"}
+    with pytest.raises(LogError, match="several runs of one latent, at different values"):
+        read_corpus(folders, Splitter())
+
+
 def test_texts_are_not_kept() -> None:
     """6 bytes a different word and a few numbers a response, however long the texts."""
     words = [f"word{i}" for i in range(50)]

@@ -92,7 +92,8 @@ def compare(corpus: Corpus, rules: Rules, background: Corpus | None = None) -> C
     """Compare every arm with the baseline.
 
     background: a corpus whose words make the prior, instead of those of both arms.
-    Raises `WordsError` where the baseline or a kind is missing, or arms have different prompts.
+    Raises `WordsError` where the baseline or a kind is missing, arms have different prompts, or a
+    comparison has fewer than two different words.
     """
     keys = ["feature", "kind", "arm"]
     rows: dict[Any, np.ndarray] = corpus.responses.groupby(keys, observed=True, sort=False).indices
@@ -111,6 +112,13 @@ def compare(corpus: Corpus, rules: Rules, background: Corpus | None = None) -> C
             what = f"feature {feature}, {kind}: {arm} against {rules.baseline}"
             base = rows[feature, kind, rules.baseline]
             found[kind] = Arms.of(corpus, rows[feature, kind, arm], base, rules.paired, what)
+            words = int((found[kind].counts.sum(0) > 0).sum())
+            if words < 2:
+                raise WordsError(
+                    f"{what}: the responses have {words} different words, and odds are those of "
+                    "one word against the others: at least two are needed. Were they all left out "
+                    "(stop words, numbers), or is there little in the responses?"
+                )
             if unit == "prompt" and found[kind].prompts < 2:
                 raise WordsError(
                     f"{what}: one prompt cannot be exchanged for another; use the unit trial."

@@ -141,5 +141,6 @@ def _check_once(table: pd.DataFrame) -> None:
             f"{int(seen.sum())} responses are there twice, the first of them feature "
             f"{row['feature']!r}, condition {row['kind']}:{row['arm']}{prompt}, trial "
             f"{row['trial']}: a response that is counted twice is no second observation, so remove "
-            "them."
+            "them. Or are they of several runs of one latent, at different values, modes or "
+            "places? A run's feature is the latent alone: compare such runs one at a time."
         )
