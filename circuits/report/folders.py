@@ -33,6 +33,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 # Of no pairs, and so of no subject.
 ALONE = ("predict", "features")
+# Shown by a page of their own, which stands in their folder.
+_OWN_PAGES = ("replay", "pathways", "words")
 _ALWAYS = ("model", "model_sha256", "versions")
 _DEEPEST = 2  # folders between the one given and a run: `runs` holds runs/TASK/RUN
 
@@ -194,6 +196,11 @@ def _look(folder: Path) -> dict[str, Any]:
     """The record of a run that a report can show; raises `CircuitsError` for any other."""
     record = read_record(folder)
     method = record.get("method")
+    if method in _OWN_PAGES:
+        raise ReportError(
+            f"{folder} holds a run of {method!r}, which has a page of its own: open "
+            f"{folder / f'{method}.html'}."
+        )
     if method not in METHODS:
         raise ReportError(f"{folder} holds a run of {method!r}, which a report does not show.")
     lacking = [key for key in (*_ALWAYS, *METHODS[method]) if key not in record]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from circuits import cli
+from circuits.runs import write_record
 from tests.unit.test_cli import PAIR, run, write_model
 
 
@@ -72,6 +73,22 @@ def test_mistakes_end_with_one_message(
     status, _, complaints = run(capsys, "report", *given)
     assert status == 2 and message in complaints and "Traceback" not in complaints
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["replay", "pathways", "words"])
+def test_runs_with_a_page_of_their_own_are_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    folder, out = tmp_path / "one", tmp_path / "page.html"
+    folder.mkdir()
+    write_record(folder, {"method": method, "model": "tiny"})
+    status, shown, _ = run(capsys, "report", runs, folder, "--out", out)
+    said = f"has a page of its own: open {folder}/{method}.html"
+    assert status == 0 and "".join(said.split()) in "".join(shown.split())
+    assert f"{folder}/{method}.html" in out.read_text(encoding="utf-8")
+    status, _, complaints = run(capsys, "report", folder, "--out", tmp_path / "no.html")
+    assert status == 2 and "There is no run to report" in complaints
+    assert f"{method}.html" in complaints
 
 
 def test_a_page_that_fails_leaves_nothing(
