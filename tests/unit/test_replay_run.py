@@ -27,11 +27,13 @@ from circuits.replay import (
 )
 from circuits.replay.arms import Rates, draw_others, measure_rates, reconstructions, record_of
 from circuits.replay.interventions import touched
+from circuits.replay.options import Options
+from circuits.replay.run import Run
 from circuits.replay.sampling import Sampling
 from circuits.replay.tables import divergences
 from circuits.runs import RunError
 from circuits.sites import Site
-from circuits.task import Prompt, TaskError
+from circuits.task import Prompt, TaskError, load_task
 from tests import tiny
 from tests.replayed import LATE, POST, random_saes
 
@@ -338,6 +340,33 @@ def test_a_task_reads_the_responses(model: HookedModel, tmp_path: Path) -> None:
     assert words.flatten().tolist() == [len(t.split()) for t in texts["response"]]
     assert 0 <= found.table()["valid"].min() <= 1
     assert found.record["task_options"] == {}
+
+
+def test_parts_are_of_one_reading_and_one_machine(
+    model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in (("__init__", "from .task import task"), ("rules", "WORDS = 1")):
+        (folder / f"{name}.py").write_text(text)
+    own = ["class Mine:", "    name = description = 'mine'", "    position_names = ('END',)"]
+    own += ["    def load(self, model=None, **options): ...", "task = Mine()"]
+    (folder / "task.py").write_text("\n".join(own))
+    task = load_task(folder)
+    saes, given = random_saes([POST]), prompts(model)
+
+    def identity() -> dict[str, Any]:
+        options = Options(trials=1)
+        return Run(model, saes, given, CHANGES, (POST,), options, None, task).identity()
+
+    before = identity()
+    assert before == identity() and before["parsed"][0] == "mine"
+    (folder / "rules.py").write_text("WORDS = 2")
+    after = identity()
+    assert after["parsed"] != before["parsed"] and {**after, "parsed": before["parsed"]} == before
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 77)
+        assert identity()["machine"] != after["machine"]
 
 
 def test_options_of_a_task_reach_its_prompts(model: HookedModel, tmp_path: Path) -> None:
