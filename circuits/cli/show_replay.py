@@ -41,8 +41,10 @@ def print_replay(result: ReplayResult) -> None:
     console.print(table)
     for about in result.record["latents"]:
         others = ", ".join(
-            f"{latent} ({rate:.2%})"
-            for latent, rate in zip(about["random"], about["random_rates"], strict=True)
+            f"{latent} ({rate:.2%}{'' if matched else ', not matched'})"
+            for latent, rate, matched in zip(
+                about["random"], about["random_rates"], about["random_matched"], strict=True
+            )
         )
         console.print(
             f"{about['site']}:{about['latent']} is active at {about['rate']:.2%} of the positions"
@@ -50,6 +52,8 @@ def print_replay(result: ReplayResult) -> None:
             highlight=False,
             markup=False,
         )
+    for line in result.warnings():
+        console.print(line, style="yellow", highlight=False, markup=False)
     if result.record["trials"] > 1:
         _print_variance(result)
     console.print(f"Sign: {result.record['sign_convention']}.", style="dim", highlight=False)

@@ -41,8 +41,9 @@ def _hook_middle(hooks: HookSet, adapter: Adapter, site: Site, edit: Edit, start
         before.append(x)
 
     def apply(x: Tensor) -> Tensor:
-        stream = before.pop()
-        return (edit(stream + x, start) - stream).to(x.dtype)
+        given = before.pop() + x
+        # By the change alone: `edit(given) - resid_pre` would round what is left as it is.
+        return (x + (edit(given, start) - given)).to(x.dtype)
 
     hooks.on_output(adapter.hook_point(resid_pre), str(resid_pre), remember)
     hooks.on_output(adapter.hook_point(attn_out), str(attn_out), apply)

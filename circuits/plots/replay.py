@@ -76,13 +76,17 @@ def sections(result: ReplayResult) -> list[tuple[str, Any]]:
             f"{row['site']}:{row['latent']}",
             number(row["rate"], ".2%"),
             ", ".join(map(str, row["random"])) or "none",
-            ", ".join(number(rate, ".2%") for rate in row["random_rates"]),
+            ", ".join(
+                number(rate, ".2%") + ("" if matched else " (not matched)")
+                for rate, matched in zip(row["random_rates"], row["random_matched"], strict=True)
+            ),
             ", ".join(number(cosine, "+.2f") for cosine in row["random_cosines"]),
         )
         for row in record["latents"]
     ]
     found: list[tuple[str, Any]] = [
         ("", paragraph(f"{result.headline()}. Step: {record['step']}.")),
+        *(("", paragraph(line)) for line in result.warnings()),
         ("Arms", table(heads, arms, heads[1:])),
         (
             "Latents that stand for the changed ones in the random arms",

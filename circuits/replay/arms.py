@@ -4,7 +4,8 @@
 - reconstruction: activations at the changed sites and positions become their reconstructions, which
   is what would be mixed up with the latent's effect if the SAE were spliced in.
 - random-1, random-2, ...: the latent's write along another latent's decoder row, of the same norm
-  at every position. The other latent is drawn from those that are about as often active.
+  at every position. The other latent is drawn from those that are about as often active: within a
+  factor of 2 where there are enough, and the record says where there are not.
 - latent: the changes.
 """
 
@@ -37,16 +38,26 @@ from circuits.sites import Site
 
 NO_OP, RECONSTRUCTION, LATENT = "no-op", "reconstruction", "latent"
 _NEAREST = 50  # latents of about the same rate, among which random ones are drawn
+_FACTOR = 2.0  # rates that are no further apart are matched
 _ALIKE = 0.5  # cosine of decoder rows from which on a latent is no control for another
 
 
 @dataclass(frozen=True)
 class Rates:
     """How often latents are active where a run changes them. counts: per site [latent]; positions:
-    how many were looked at."""
+    per site how many were looked at, which are those where any latent of it is changed."""
 
     counts: Mapping[Site, np.ndarray]
-    positions: int
+    positions: Mapping[Site, int]
+
+    def apart(self, site: Site, latent: int) -> np.ndarray:
+        """|log ratio| of every latent's count to one's, [latent]; half a count is added to each."""
+        counts = self.counts[site] + 0.5
+        return np.abs(np.log(counts / counts[latent]))
+
+    def matched(self, site: Site, latent: int) -> np.ndarray:
+        """Which latents are as often active as one within a factor of 2, [latent]."""
+        return self.apart(site, latent) <= np.log(_FACTOR) + 1e-9
 
 
 def no_op(changes: Sequence[Change]) -> list[Change]:
@@ -55,15 +66,22 @@ def no_op(changes: Sequence[Change]) -> list[Change]:
 
 
 def reconstructions(changes: Sequence[Change]) -> list[Reconstruction]:
-    """One a changed site; wherever a latent of it is changed."""
-    found: dict[Site, Reconstruction] = {}
-    for one in changes:
-        new = Reconstruction(one.site, one.where, one.skip, one.first)
-        old = found.get(one.site, new)
-        where = old.where if old.where == new.where else "all"
-        skip, first = min(old.skip, new.skip), old.first or new.first
-        found[one.site] = Reconstruction(one.site, where, skip, first)
-    return list(found.values())
+    """One a changed site; exactly where any latent of it is changed."""
+    return [_united(site, [c for c in changes if c.site == site]) for site in _sites(changes)]
+
+
+def _sites(changes: Sequence[Change]) -> list[Site]:
+    return list(dict.fromkeys(change.site for change in changes))
+
+
+def _united(site: Site, changes: Sequence[Change]) -> Reconstruction:
+    # What a change says of positions that it leaves alone (skip of a prompt's) must not count.
+    prompt = [c for c in changes if c.where != "generated"]
+    generated = [c for c in changes if c.where != "prompt"]
+    first, skip = any(c.first for c in prompt), min((c.skip for c in generated), default=0)
+    if prompt and generated:
+        return Reconstruction(site, "all", skip, first)
+    return Reconstruction(site, "prompt" if prompt else "generated", skip, first)
 
 
 def arms_of(changes: Sequence[Change], randoms: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -95,7 +113,7 @@ def measure_rates(
     unchanged model writes (trial 0 of every prompt)."""
     sites = sorted({change.site for change in changes})
     counts = {site: np.zeros(saes[site].d_sae, dtype=np.int64) for site in sites}
-    positions = 0
+    positions = dict.fromkeys(sites, 0)
     count = count_batches(prompts, 1, batch_size)
     every = batches(prompts, 1, batch_size)
     for batch in tqdm(every, total=count, desc="rates", disable=not progress):
@@ -114,7 +132,7 @@ def measure_rates(
             top=1,
         )
         before = model.activations(batch.tokens, sites)
-        for i, site in enumerate(sites):
+        for site in sites:
             # Step 0 is made at the prompt's last position, which is counted with the prompt.
             values = torch.cat([before[site].cpu(), written.activations[site][:, 1:]], 1)
             ended = torch.ones(before[site].shape[:2], dtype=torch.bool)
@@ -122,7 +140,7 @@ def measure_rates(
             masks = [touched(c, 0, values.shape[1], length) for c in changes if c.site == site]
             chosen = there & torch.stack(masks).any(0)
             counts[site] += _active(saes, site, values[chosen].to(model.device))
-            positions += int(chosen.sum()) if i == 0 else 0
+            positions[site] += int(chosen.sum())
     return Rates(counts, positions)
 
 
@@ -136,7 +154,9 @@ def _active(saes: SaeSet, site: Site, x: Tensor) -> np.ndarray:
 def draw_others(
     saes: SaeSet, rates: Rates, changes: Sequence[Change], arms: int, seed: int
 ) -> list[list[int]]:
-    """For each random arm, a latent for each change: drawn from the 50 whose rates are closest.
+    """For each random arm, a latent for each change: drawn from the 50 whose rates are closest and
+    within a factor of 2, ties in any order. Where these are fewer than the arms, the closest ones
+    stand in, which `record_of` calls not matched.
 
     Changed latents themselves, latents with decoder rows of zeros and those that write nearly the
     same (cosine above 0.5 either way) are left out. No latent is drawn twice at a site.
@@ -152,15 +172,18 @@ def draw_others(
         before = zip(changes, drawn, strict=False)
         excluded[[i for c, latents in before if c.site == change.site for i in latents]] = True
         candidates = (~excluded).nonzero().squeeze(1).cpu().numpy()
-        counts = rates.counts[change.site]
-        apart = np.abs(np.log((counts[candidates] + 0.5) / (counts[change.latent] + 0.5)))
-        nearest = candidates[np.argsort(apart, kind="stable")[: max(_NEAREST, arms)]]
+        rng = np.random.default_rng([seed, number, change.latent])
+        # Many latents have the same count: in the order of numbers the low ones would be drawn.
+        candidates = rng.permutation(candidates)
+        apart = rates.apart(change.site, change.latent)[candidates]
+        matched = int(rates.matched(change.site, change.latent)[candidates].sum())
+        nearest = candidates[np.argsort(apart, kind="stable")]
+        nearest = nearest[: max(min(_NEAREST, matched), arms)]
         if len(nearest) < arms:
             raise ReplayError(
                 f"{change.site} has {len(nearest)} latents that could stand for {change.latent}, "
                 f"{arms} random arms need {arms}: ask for fewer."
             )
-        rng = np.random.default_rng([seed, number, change.latent])
         drawn.append(rng.choice(nearest, size=arms, replace=False).tolist())
     return [[latents[arm] for latents in drawn] for arm in range(arms)]
 
@@ -173,15 +196,17 @@ def record_of(
     for i, change in enumerate(changes):
         rows, counts = saes[change.site].rows.float(), rates.counts[change.site]
         own = rows[change.latent]
-        others = [latents[i] for latents in randoms]
+        others, looked = [latents[i] for latents in randoms], max(1, rates.positions[change.site])
+        matched = rates.matched(change.site, change.latent)
         found.append(
             {
                 "site": str(change.site),
                 "latent": change.latent,
-                "rate": float(counts[change.latent]) / max(1, rates.positions),
+                "rate": float(counts[change.latent]) / looked,
                 "norm": float(own.norm()),
                 "random": others,
-                "random_rates": [float(counts[o]) / max(1, rates.positions) for o in others],
+                "random_matched": [bool(matched[o]) for o in others],
+                "random_rates": [float(counts[o]) / looked for o in others],
                 "random_cosines": [
                     float(rows[o] @ own / (rows[o].norm() * own.norm())) for o in others
                 ],

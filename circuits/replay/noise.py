@@ -63,7 +63,13 @@ class Noise:
         bits = self.raw(row, step, vocab)
         if tokens is not None:
             bits = bits[tokens.cpu().numpy()]
-        # The middle of each of 2^53 intervals: never 0 or 1.
-        uniform = torch.from_numpy((bits >> np.uint64(11)).astype(np.float64))
-        uniform.add_(0.5).mul_(2.0**-53)
-        return uniform.log_().neg_().log_().neg_()
+        return gumbel_of(bits)
+
+
+def gumbel_of(bits: NDArray[np.uint64]) -> Float[Tensor, " some"]:
+    """Gumbel noise of 64 random bits each, float64 and finite: the first 52 bits choose one of 2^52
+    intervals between 0 and 1, whose middle is exact in float64 and never 0 or 1 (with one bit more
+    the last one would be rounded to 1)."""
+    uniform = torch.from_numpy((bits >> np.uint64(12)).astype(np.float64))
+    uniform.add_(0.5).mul_(2.0**-52)
+    return uniform.log_().neg_().log_().neg_()

@@ -190,6 +190,30 @@ class ReplayResult:
             f"{record['trials']} trials in {len(self.arms)} arms"
         )
 
+    def warnings(self) -> list[str]:
+        """What must not be missed: random arms that are no controls, or are not there."""
+        found = []
+        if not self.record["randoms"]:
+            found.append(
+                "There is no random arm: whether another latent's write of the same size would do "
+                "the same cannot be said."
+            )
+        for about in self.record["latents"]:
+            loose = [
+                f"{latent} ({rate:.2%})"
+                for latent, rate, matched in zip(
+                    about["random"], about["random_rates"], about["random_matched"], strict=True
+                )
+                if not matched
+            ]
+            if loose:
+                found.append(
+                    f"Not matched: {', '.join(loose)} and {about['site']}:{about['latent']} "
+                    f"({about['rate']:.2%}) are not as often active within a factor of 2, because "
+                    "there are too few such latents."
+                )
+        return found
+
     def divergence_figure(self) -> Any:
         """Share of trials whose tokens are still those of the no-op arm, by step."""
         from circuits.plots.replay import divergence_figure

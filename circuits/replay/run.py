@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +36,7 @@ from circuits.replay.prompts import Batch, Prompts, batches, count_batches
 from circuits.replay.result import ReplayResult
 from circuits.replay.sampling import Sampling
 from circuits.replay.store import Store, write_tables
-from circuits.runs import check_new, default_folder, new_run, versions, write_record
+from circuits.runs import check_new, default_folder, new_run, sha256_of, versions, write_record
 from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
 from circuits.task import GenerateTask, Task, require
@@ -106,7 +109,7 @@ def replay(
     options = Options(
         trials, max_new_tokens, sampling, seed, batch_size, randoms, record, unpatched, stops
     )
-    run = Run(model, saes, given, changes, _downstream(saes, changes, sites), options, parse)
+    run = Run(model, saes, given, changes, _downstream(saes, changes, sites), options, parse, task)
     run.check()
     store = Store(Path(save_dir) if save_dir is not None else folder.parent, run.identity())
     facts = {"task": name, "task_options": own, **(about or {})}
@@ -121,6 +124,24 @@ def _ends(model: HookedModel) -> list[int]:
     found = own if isinstance(own, list) else [own]
     found = [*found, getattr(model.tokenizer, "eos_token_id", None)]
     return [int(i) for i in found if i is not None]
+
+
+def source_digest(task: Task) -> str:
+    """SHA-256 of the Python files that a task is made of: of its package, or its one file. Parts
+    whose responses were read by other rules must not be gone on with."""
+    found = inspect.getsourcefile(type(task))
+    if found is None:
+        return "-"
+    file = Path(found)
+    whole = (file.parent / "__init__.py").is_file()
+    files = sorted(file.parent.rglob("*.py")) if whole else [file]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def _downstream(
@@ -150,6 +171,7 @@ class Run:
     sites: tuple[Site, ...]
     options: Options
     parse: tables.Parse | None
+    task: Task | None = None  # whose `parse` it is
 
     def check(self) -> None:
         """Raise for changes that an SAE cannot do, and prompts that leave no room."""
@@ -182,7 +204,8 @@ class Run:
             "sites": [str(site) for site in self.sites],
             "options": asdict(self.options),
             "prompts": self.prompts.as_record(),
-            "parsed": self.parse is not None,
+            "parsed": None if self.task is None else [self.task.name, source_digest(self.task)],
+            "machine": [torch.get_num_threads(), _device_name(model.device)],
             "versions": versions(),
         }
 

@@ -146,9 +146,10 @@ def test_greedy_is_generate_of_hugging_face(kind: str) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 0.9), Sampling(0.0)])
 def test_the_no_op_is_plain_generation_bit_for_bit(llama: HookedModel, sampling: Sampling) -> None:
-    plain = run(llama, sampling=sampling, watch=[LATE, HEADS])
-    no_op = [Change(POST, 3, "scale", 1.0), Change(HEADS, 7, "scale", 1.0)]
-    same(run(llama, no_op, sampling=sampling, watch=[LATE, HEADS]), plain)
+    watch = [LATE, HEADS, Site(MIDDLE.layer, "attn_out")]  # through which MIDDLE is changed
+    plain = run(llama, sampling=sampling, watch=watch)
+    no_op = [Change(site, 3, "scale", 1.0) for site in (POST, HEADS, MIDDLE)]
+    same(run(llama, no_op, sampling=sampling, watch=watch), plain)
 
 
 @pytest.mark.parametrize("skip", [0, 3])

@@ -12,6 +12,7 @@ from scipy import stats
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from circuits.replay import Key, Noise, ReplayError, Sampling, keys_of, prompt_digest
+from circuits.replay.noise import gumbel_of
 from circuits.replay.sampling import choose, nucleus
 
 KEYS = [Key("a", 0), Key("a", 1), Key("b", 0)]
@@ -35,7 +36,7 @@ def test_bits_are_those_of_the_paper() -> None:
     expected = [n for block in (1, 2, 3) for n in philox([block, 5, 0, 0], key)]
     found = Noise(7, KEYS).raw(1, 5, 12)
     assert [int(n) for n in found] == expected
-    uniform = ((found[3] >> np.uint64(11)).astype(float) + 0.5) / 2**53
+    uniform = ((found[3] >> np.uint64(12)).astype(float) + 0.5) / 2**52
     assert float(Noise(7, KEYS).gumbel(1, 5, 12)[3]) == pytest.approx(-np.log(-np.log(uniform)))
 
 
@@ -56,6 +57,14 @@ def test_noise_is_gumbel() -> None:
     drawn = torch.cat([Noise(0, KEYS).gumbel(0, step, 5000) for step in range(8)]).numpy()
     assert stats.kstest(drawn, "gumbel_r").pvalue > 1e-3  # seeded: it holds or it does not
     assert np.isfinite(drawn).all()
+
+
+def test_noise_of_the_first_and_the_last_bits_is_finite() -> None:
+    found = gumbel_of(np.array([0, WORD - 4096, WORD], dtype=np.uint64)).numpy()
+    assert np.isfinite(found).all()
+    # -log(-log(2^-53)), and -log(-log(1 - 2^-53)) with -log(1 - u) = u + u^2 / 2.
+    expected = [-np.log(53 * np.log(2)), 53 * np.log(2) - np.log(3), 53 * np.log(2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_keys_are_of_token_ids() -> None:

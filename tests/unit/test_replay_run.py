@@ -25,12 +25,15 @@ from circuits.replay import (
     read_prompts,
     replay,
 )
-from circuits.replay.arms import Rates, draw_others, measure_rates
+from circuits.replay.arms import Rates, draw_others, measure_rates, reconstructions, record_of
+from circuits.replay.interventions import touched
+from circuits.replay.options import Options
+from circuits.replay.run import Run
 from circuits.replay.sampling import Sampling
 from circuits.replay.tables import divergences
 from circuits.runs import RunError
 from circuits.sites import Site
-from circuits.task import Prompt, TaskError
+from circuits.task import Prompt, TaskError, load_task
 from tests import tiny
 from tests.replayed import LATE, POST, random_saes
 
@@ -207,6 +210,7 @@ def test_batches_and_trials_do_not_change_tokens(
 ) -> None:
     other = run(model, tmp_path / "other", batch_size=7, trials=2, randoms=0)
     assert other.arms == ("no-op", "reconstruction", "latent")
+    assert "There is no random arm" in other.warnings()[0]
     for arm in other.arms:
         mine = other.responses[other.responses["arm"] == arm]
         theirs = result.responses.query(f"arm == '{arm}' and trial < 2")
@@ -223,7 +227,7 @@ def test_random_latents_are_about_as_often_active(model: HookedModel) -> None:
         rates = measure_rates(
             model, saes, prompts(model), [change], sampling=Sampling(0.0), **given
         )
-        assert rates.positions == count
+        assert rates.positions == {POST: count}
         # Prompts and greedy continuations, run whole and encoded densely.
         total = np.zeros(48)
         for ids in prompts(model).tokens:
@@ -237,19 +241,72 @@ def test_random_latents_are_about_as_often_active(model: HookedModel) -> None:
             part = x[inside.get(where, slice(1, None))]
             total += (saes[POST].coefficients(part) > 0).sum(0).numpy()
         np.testing.assert_array_equal(rates.counts[POST], total)
-    counts = np.arange(48) ** 2
-    drawn = draw_others(saes, Rates({POST: counts}, 3000), [Change(POST, 20, "remove")], 12, 1)
+
+
+def test_rates_of_drawn_latents() -> None:
+    saes = random_saes([POST])
+    counts, even = np.arange(48) ** 2, {POST: np.full(48, 7)}
+    drawn = draw_others(
+        saes, Rates({POST: counts}, {POST: 3000}), [Change(POST, 20, "remove")], 12, 1
+    )
     others = [latent for [latent] in drawn]
     assert len(set(others)) == 12 and 20 not in others
     rows = saes[POST].rows
     cosine = torch.nn.functional.cosine_similarity(rows[others], rows[20][None])
     assert cosine.abs().max() <= 0.5
     both = [Change(POST, 20, "remove"), Change(POST, 4, "remove")]
-    pairs = draw_others(saes, Rates({POST: counts}, 3000), both, 9, 1)
+    pairs = draw_others(saes, Rates({POST: counts}, {POST: 3000}), both, 9, 1)
     flat = [latent for pair in pairs for latent in pair]
     assert len(set(flat)) == 18 and not {20, 4} & set(flat)
     with pytest.raises(ReplayError, match="ask for fewer"):
-        draw_others(saes, Rates({POST: counts}, 3000), [Change(POST, 20, "remove")], 60, 1)
+        draw_others(saes, Rates({POST: counts}, {POST: 3000}), [Change(POST, 20, "remove")], 60, 1)
+
+    # Within a factor of 2 where there are as many as arms: 15^2 to 28^2 of 20^2.
+    many = Rates({POST: counts}, {POST: 3000})
+    for seed in range(5):
+        matched = draw_others(saes, many, [Change(POST, 20, "remove")], 3, seed)
+        assert all(15 <= latent <= 28 for [latent] in matched)
+    [few] = record_of(saes, many, [Change(POST, 20, "remove")], [[15], [14], [28], [29]])
+    assert few["random_matched"] == [True, False, True, False]
+    assert few["rate"] == 400 / 3000 and few["random_rates"][1] == 196 / 3000
+    # All rates are the same: any latent may be drawn.
+    first = [
+        draw_others(saes, Rates(even, {POST: 9}), [Change(POST, 0, "remove")], 1, seed)[0][0]
+        for seed in range(30)
+    ]
+    assert len(set(first)) > 15 and max(first) > 40
+
+
+def test_reconstructions_are_where_changes_are() -> None:
+    def change(where: Any, skip: int = 0, first: bool = False) -> Change:
+        return Change(POST, 3, "remove", None, where, skip, first)
+
+    for changes in (
+        [change("prompt"), change("generated", 3)],
+        [change("prompt", 0, False), change("generated", 3, True)],
+        [change("all", 4), change("generated", 2), change("prompt", 1, True)],
+        [change("generated", 2), change("generated", 1)],
+        [change("prompt", 5)],
+    ):
+        [one] = reconstructions(changes)
+        expected = torch.stack([touched(c, 0, 12, 5) for c in changes]).any(0)
+        assert torch.equal(touched(one, 0, 12, 5), expected)
+
+
+def test_positions_are_counted_site_by_site(model: HookedModel) -> None:
+    changes = [Change(POST, 3, "remove", None, "prompt"), Change(LATE, 4, "remove")]
+    rates = measure_rates(
+        model,
+        random_saes([POST, LATE]),
+        prompts(model),
+        changes,
+        sampling=Sampling(0.0),
+        max_new_tokens=6,
+        seed=0,
+        stop=[],
+        batch_size=4,
+    )
+    assert rates.positions == {POST: 14, LATE: 14 + 15}
 
 
 @dataclass(frozen=True)
@@ -283,6 +340,33 @@ def test_a_task_reads_the_responses(model: HookedModel, tmp_path: Path) -> None:
     assert words.flatten().tolist() == [len(t.split()) for t in texts["response"]]
     assert 0 <= found.table()["valid"].min() <= 1
     assert found.record["task_options"] == {}
+
+
+def test_parts_are_of_one_reading_and_one_machine(
+    model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in (("__init__", "from .task import task"), ("rules", "WORDS = 1")):
+        (folder / f"{name}.py").write_text(text)
+    own = ["class Mine:", "    name = description = 'mine'", "    position_names = ('END',)"]
+    own += ["    def load(self, model=None, **options): ...", "task = Mine()"]
+    (folder / "task.py").write_text("\n".join(own))
+    task = load_task(folder)
+    saes, given = random_saes([POST]), prompts(model)
+
+    def identity() -> dict[str, Any]:
+        options = Options(trials=1)
+        return Run(model, saes, given, CHANGES, (POST,), options, None, task).identity()
+
+    before = identity()
+    assert before == identity() and before["parsed"][0] == "mine"
+    (folder / "rules.py").write_text("WORDS = 2")
+    after = identity()
+    assert after["parsed"] != before["parsed"] and {**after, "parsed": before["parsed"]} == before
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 77)
+        assert identity()["machine"] != after["machine"]
 
 
 def test_options_of_a_task_reach_its_prompts(model: HookedModel, tmp_path: Path) -> None:
