@@ -132,6 +132,11 @@ class PathwaysResult:
                 "What the run wrote is not as probable as it recorded: off by up to "
                 f"{record['replayed_error']:.2g} a token. Model, type or SAEs are not as they were."
             )
+        if record["plan"]["outcome"].partition("[")[0].strip() == "kl":
+            said.append(
+                "KL is not linear and has no sign: what mediators carry overlaps, edges do not add "
+                "up, and no shares are given. Name an --outcome, such as logprob:TOKENS, for them."
+            )
         if record["unit"] == "trial":
             said.append(
                 f"With {record['prompts']} prompts, tests and intervals are over trials: they say "

@@ -108,7 +108,7 @@ def _with_mediators(
         for name, values in parts.items():
             row |= _interval(values[:, i], units, plan.seed, name)
         row |= {"mediated_p": p[i], "mediated_q": q[i]}
-        carried = share(through[:, i], found.total, units, noise=noise, seed=plan.seed)
+        carried = _part(through[:, i], found.total, units, plan, noise)
         row |= _share(carried)
         clear = row["mediated_low"] > 0 or row["mediated_high"] < 0  # not where there is none
         row["confirmed"] = bool(clear and q[i] <= plan.level and abs(row["mediated"]) > noise)
@@ -120,6 +120,23 @@ def _with_mediators(
     made = pd.DataFrame(rows, columns=names).astype({"latent": "int64", "confirmed": "boolean"})
     merged = table.merge(made, on=["site", "latent"], how="left")
     return merged.assign(confirmed=merged["confirmed"].fillna(False).astype(bool))
+
+
+def _part(
+    part: Float[np.ndarray, " trial"],
+    total: Float[np.ndarray, " trial"],
+    units: Units,
+    plan: Plan,
+    noise: float,
+) -> Share:
+    """The share of a total, refused where shares have no meaning: KL is about quadratic in what is
+    changed, so that two mediators of one half each would carry three quarters each, and it is never
+    below 0, so that no interval of a total says that there is none."""
+    found = share(part, total, units, noise=noise, seed=plan.seed)
+    if plan.outcome.kind == "kl" and not found.problem:
+        nan = float("nan")
+        return Share(nan, nan, nan, "KL is not linear: its parts overlap and do not add up")
+    return found
 
 
 def _interval(
@@ -158,7 +175,7 @@ def _effects(
         row: dict[str, Any] = {"name": name, **_interval(part, mine, plan.seed)}
         of = Share(float("nan"), float("nan"), float("nan"))
         if total is not None and not np.isnan(part).any():
-            of = share(part, total, mine, noise=noise, seed=plan.seed)
+            of = _part(part, total, mine, plan, noise)
         rows.append({**row, **_share(of), "problem": of.problem})
     return pd.DataFrame(rows)
 
@@ -210,7 +227,8 @@ def graph_of(
 
     A node's effect is what goes through it (total - left); the source's is the total. An edge to
     the outcome is the direct part; an edge to a mediator the share of its change that reaches it
-    along the edge, times the mediator's effect. In a linear network the edges into a mediator add
+    along the edge, times the mediator's effect; left out where the interval of its change has 0
+    in it, or there is none. In a linear network the edges into a mediator add
     up to its effect, and so do those out of it.
     """
     source = setting.source[0]
@@ -239,9 +257,10 @@ def graph_of(
     edges = [Edge(0, None, float(units.mean(found.left_all)))]
     edges += [Edge(place[i], None, float(units.mean(found.direct[:, i]))) for i in kept]
     for i in kept:
-        moved = float(units.mean(found.moved[:, i]))
-        if moved == 0:
-            continue
+        change = summarise(found.moved[:, i], units, seed=record["plan"]["seed"])
+        moved = float(change.value)
+        if not (change.low > 0 or change.high < 0):
+            continue  # nothing to divide by: no share of its change can be told
         by = nodes[place[i]].effect / moved
         edges.append(Edge(0, place[i], by * float(units.mean(found.reach_source[:, i]))))
         edges += [

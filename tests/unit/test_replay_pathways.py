@@ -137,6 +137,14 @@ def test_a_latent_without_effect_is_found_to_have_none(folder: Path) -> None:
     assert "rounding" in by_kl.effect("direct")["problem"]
 
 
+def test_no_shares_of_kl(folder: Path) -> None:
+    result = found(ran(folder, "S", False), outcome="kl")
+    assert result.pathways["share"].isna().all() and len(result.mediators()) == 1
+    for name in ("direct", "mediated", "seen_direct"):
+        assert "not linear" in result.effect(name)["problem"]
+    assert any("KL is not linear" in line for line in result.warnings())
+
+
 def test_the_graph_of_a_chain(folder: Path) -> None:
     """Source to M, M to R, and all three to the outcome: into a mediator goes what comes out."""
     result = found(ran(folder, "S", True), chain=True)
