@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from circuits.cli.show import console, escaped
+from circuits.replay.variance import SHOWN
 
 if TYPE_CHECKING:
     from circuits.replay import ReplayResult
@@ -60,16 +61,21 @@ def print_replay(result: ReplayResult) -> None:
 
 
 def _print_variance(result: ReplayResult) -> None:
-    table = Table(
-        title="Length of responses: variance with common random numbers over independent",
-        box=box.SIMPLE_HEAD,
-    )
-    for column in ("arm", "difference", "ratio"):
-        table.add_column(column)
-    for row in result.variance("length").to_dict("records"):
-        cells = [_interval(row, "difference", "+.2f"), _interval(row, "ratio", ".2f")]
-        table.add_row(escaped(str(row["arm"])), *cells)
-    console.print(table)
+    for outcome, name in SHOWN.items():
+        found = result.variance(outcome)
+        if not (found["independent"].to_numpy() > 0).any():
+            line = f"{name}: no response's {outcome} varies"
+            console.print(line, highlight=False, markup=False)
+            continue
+        title = f"{name}; variance with common random numbers over independent"
+        table = Table(title=escaped(title), box=box.SIMPLE_HEAD)
+        for column in ("arm", "difference", "95%", "ratio"):
+            table.add_column(column)
+        for row in found.to_dict("records"):
+            over = f"over {row['unit']}s" if row["unit"] else ""
+            cells = [_interval(row, "difference", "+.2f"), over, _interval(row, "ratio", ".2f")]
+            table.add_row(escaped(str(row["arm"])), *cells)
+        console.print(table)
 
 
 def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:

@@ -55,7 +55,7 @@ def divergence_figure(result: ReplayResult) -> go.Figure:
 
 def sections(result: ReplayResult) -> list[tuple[str, Any]]:
     """Headings with what stands below them on a run's page."""
-    from circuits.report.tables import number, of_row, paragraph, table
+    from circuits.report.tables import number, paragraph, table
 
     record = result.record
     arms = [
@@ -95,20 +95,35 @@ def sections(result: ReplayResult) -> list[tuple[str, Any]]:
         ("Divergence", result.divergence_figure()),
     ]
     if record["trials"] > 1:
+        found += _variances(result)
+    return found
+
+
+def _variances(result: ReplayResult) -> list[tuple[str, Any]]:
+    from circuits.replay.variance import SHOWN
+    from circuits.report.tables import number, of_row, paragraph, table
+
+    about = (
+        "Intervals are 95%: of differences over the units named, of ratios over prompts (none with "
+        "fewer than 5). A ratio below 1 is what the shared random numbers save."
+    )
+    found: list[tuple[str, Any]] = [("Common random numbers", paragraph(about))]
+    heads = ["arm", "difference", "over", "variance, independent", "paired", "ratio"]
+    for outcome, name in SHOWN.items():
+        made = result.variance(outcome)
+        if not (made["independent"].to_numpy() > 0).any():
+            found.append(("", paragraph(f"{name}: no response's {outcome} varies.")))
+            continue
         rows = [
             (
                 row["arm"],
                 of_row(row, "difference", "+.2f"),
+                f"{row['unit']}s" if row["unit"] else "",
                 number(row["independent"], ".3g"),
                 number(row["paired"], ".3g"),
                 of_row(row, "ratio", ".2f"),
             )
-            for row in result.variance("length").to_dict("records")
+            for row in made.to_dict("records")
         ]
-        heads = ["arm", "difference in length", "variance, independent", "paired", "ratio"]
-        about = (
-            "Length of responses against the no-op arm, 95% intervals over prompts. A ratio below "
-            "1 is what the shared random numbers save."
-        )
-        found += [("Common random numbers", paragraph(about)), ("", table(heads, rows, heads[1:]))]
+        found += [("", paragraph(f"{name}.")), ("", table(heads, rows, heads[1:]))]
     return found

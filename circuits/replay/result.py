@@ -121,29 +121,26 @@ class ReplayResult:
         return by_trial(responses, outcome_of(responses, outcome), arm)
 
     def variance(self, outcome: str = "length", seed: int = 0) -> pd.DataFrame:
-        """What common random numbers save, arm by arm: `arm, outcome, difference` from no-op,
-        `paired` and `independent` variance, and their `ratio`, with `_low, _high` (95%, bootstrap
-        over prompts). Below 1 the shared noise helps."""
+        """What common random numbers save, arm by arm: `arm, outcome, difference` (arm - no-op)
+        with its `unit`, `prompts, pairs, lost` (pairs that have no value on one side), `paired` and
+        `independent` variance, and their `ratio`, with `_low, _high` (95%; of the difference over
+        the unit named, of the ratio over prompts). Below 1 the shared noise helps."""
         base, rows = self.values(outcome, NO_OP), []
         for arm in self.arms[1:]:
             mine = self.values(outcome, arm)
-            there = ~np.isnan(mine - base).any(axis=1)
-            if not there.any():
-                raise ReplayError(f"{outcome} is missing in every prompt of {arm} or {NO_OP}.")
-            found = variance_ratio(mine[there], base[there], seed)
-            difference = mean_difference(mine[there], base[there], seed)
+            found = variance_ratio(mine, base, seed)
+            moved = mean_difference(mine, base, seed)
             rows.append(
                 {
                     "arm": arm,
                     "outcome": outcome,
-                    "prompts": int(there.sum()),
-                    **dict(
-                        zip(
-                            ("difference", "difference_low", "difference_high"),
-                            difference,
-                            strict=True,
-                        )
-                    ),
+                    "difference": moved.value,
+                    "difference_low": moved.low,
+                    "difference_high": moved.high,
+                    "unit": moved.unit,
+                    "prompts": moved.prompts,
+                    "pairs": moved.pairs,
+                    "lost": moved.lost,
                     "paired": found.paired,
                     "independent": found.independent,
                     "ratio": found.value,

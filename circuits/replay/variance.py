@@ -22,16 +22,23 @@ from jaxtyping import Float
 
 from circuits.metrics import bootstrap_weights
 from circuits.replay.interventions import ReplayError
+from circuits.replay.paired import PathwayError, Units, summarise
 
 OUTCOMES = ("length", "logprob", "unpatched_logprob")
+SHOWN = {  # of every run
+    "length": "Length of responses (tokens), arm - no-op",
+    "logprob": "Log-probability of responses (nats), arm - no-op",
+}
 _RESAMPLES, _LEVEL = 2000, 0.95
+_FEWEST = 5  # units of an interval
 
 
 @dataclass(frozen=True)
 class Ratio:
     """Variances, means over prompts, and their ratio with a 95% interval (bootstrap over prompts).
 
-    NaN where no response's outcome varies; the interval also with one prompt.
+    NaN where no response's outcome varies; the interval also with fewer than 5 prompts, of which a
+    bootstrap says too little.
     """
 
     paired: float
@@ -41,36 +48,78 @@ class Ratio:
     high: float
 
 
+@dataclass(frozen=True)
+class Difference:
+    """arm - base, the mean over prompts of their trials' means, with a 95% interval over units.
+
+    unit: "prompt" or "trial", as `paired.Units` chooses; "" where there are too few for an
+    interval, which is NaN then. prompts, pairs: that are in the mean. lost: pairs of which one side
+    at least has no value.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    prompts: int
+    pairs: int
+    lost: int
+
+
 def variance_ratio(
     arm: Float[np.ndarray, "prompt trial"], base: Float[np.ndarray, "prompt trial"], seed: int = 0
 ) -> Ratio:
     """V(arm - base) over V(arm) + V(base), trials of one column having the same noise.
 
-    Raises `ReplayError` for fewer than two trials, which have no variance.
+    Of pairs with a value on both sides, in prompts with at least two of them. Raises `ReplayError`
+    where no prompt has two, because one has no variance.
     """
-    if arm.shape[1] < 2:
-        raise ReplayError("one trial a prompt has no variance: run at least two.")
-    paired = (arm - base).var(axis=1, ddof=1)
-    independent = arm.var(axis=1, ddof=1) + base.var(axis=1, ddof=1)
-    weights = bootstrap_weights(len(arm), _RESAMPLES, seed)
+    there = ~np.isnan(arm - base)
+    kept = there.sum(axis=1) >= 2
+    if not kept.any():
+        raise ReplayError(
+            "no prompt has two trials with a value in both arms, and one has no variance: run at "
+            "least two trials, or more where some cannot be read."
+        )
+    arm, base = (np.where(there, side, np.nan)[kept] for side in (arm, base))
+    paired = np.nanvar(arm - base, axis=1, ddof=1)
+    independent = np.nanvar(arm, axis=1, ddof=1) + np.nanvar(base, axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.float64(paired.mean()) / np.float64(independent.mean())
-        drawn = (weights @ paired) / (weights @ independent)
-    return Ratio(float(paired.mean()), float(independent.mean()), float(value), *_ends(drawn))
+        ends = float("nan"), float("nan")
+        if len(arm) >= _FEWEST:
+            weights = bootstrap_weights(len(arm), _RESAMPLES, seed)
+            ends = _ends((weights @ paired) / (weights @ independent))
+    return Ratio(float(paired.mean()), float(independent.mean()), float(value), *ends)
 
 
 def mean_difference(
     arm: Float[np.ndarray, "prompt trial"], base: Float[np.ndarray, "prompt trial"], seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over prompts of arm - base with its 95% interval (bootstrap over prompts)."""
-    each = (arm - base).mean(axis=1)
-    drawn = bootstrap_weights(len(each), _RESAMPLES, seed) @ each
-    return float(each.mean()), *_ends(drawn)
+) -> Difference:
+    """Mean of arm - base over the pairs that have a value on both sides: a prompt stays with those
+    it has, so that one response that could not be read does not cost the others."""
+    apart = arm - base
+    there = ~np.isnan(apart)
+    prompt, values = there.nonzero()[0], apart[there]
+    pairs, lost = len(values), int((~there).sum())
+    nan, count = float("nan"), len(np.unique(prompt))
+    if not pairs:
+        return Difference(nan, nan, nan, "", 0, 0, lost)
+    try:
+        units = Units.of(prompt)
+    except PathwayError:  # fewer than two units
+        return Difference(float(values.mean()), nan, nan, "", count, pairs, lost)
+    found = summarise(values, units, seed=seed)
+    value, low, high = (float(x) for x in (found.value, found.low, found.high))
+    unit: str = units.kind
+    # Units that are all alike, or too few, say nothing about others.
+    if len(units) < _FEWEST or np.isnan(low) or low == high:
+        low, high, unit = nan, nan, ""
+    return Difference(value, low, high, unit, count, pairs, lost)
 
 
 def _ends(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
     finite = drawn[np.isfinite(drawn)]
-    # One prompt is drawn the same every time: it says nothing about others.
     if len(finite) < len(drawn) / 2 or np.ptp(finite) == 0:
         return float("nan"), float("nan")
     tail = (1 - _LEVEL) / 2

@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from circuits.cli.show import console
+from circuits.cli.show_replay import print_replay
 from circuits.replay import Change, Prompts, ReplayError, ReplayResult, replay
 from circuits.replay.variance import by_trial, mean_difference, outcome_of, variance_ratio
 from circuits.task import Prompt
@@ -27,9 +29,26 @@ def test_the_ratio_by_hand() -> None:
     found = variance_ratio(arm, base)
     assert (found.paired, found.independent) == pytest.approx((2.0, 7.0))
     assert found.value == pytest.approx(2 / 7)
-    # Only three different samples of two prompts: 1/11, 4/14, 3/3.
-    assert (found.low, found.high) == pytest.approx((1 / 11, 1.0))
-    assert mean_difference(arm, base)[0] == pytest.approx(1.0)
+    assert np.isnan([found.low, found.high]).all()  # two prompts say little of others
+    assert mean_difference(arm, base).value == pytest.approx(1.0)
+    assert mean_difference(arm, base).unit == "trial"
+
+
+def test_pairs_without_a_value_are_left_out_one_by_one() -> None:
+    nan = np.nan
+    arm = np.array([[1.0, 2.0, 6.0], [0.0, nan, 3.0], [nan, nan, 5.0], [nan, 1.0, nan]])
+    base = np.array([[0.0, 2.0, 4.0], [0.0, 0.0, 1.0], [2.0, 1.0, 3.0], [1.0, nan, 2.0]])
+    found = mean_difference(arm, base)
+    # Prompts' means 1, 1 and 2 of 3, 2 and 1 pairs; the last prompt has none.
+    assert found.value == pytest.approx(4 / 3)
+    assert (found.prompts, found.pairs, found.lost) == (3, 6, 6)
+    ratio = variance_ratio(arm, base)  # differences 1 0 2 and 0 2: variances 1 and 2
+    assert ratio.paired == pytest.approx(1.5)
+    assert ratio.independent == pytest.approx(((7 + 4) + (4.5 + 0.5)) / 2)
+    one = mean_difference(arm[2:3], base[2:3])  # a single pair
+    assert one.value == 2 and np.isnan([one.low, one.high]).all() and one.unit == ""
+    none = mean_difference(arm[3:], base[3:])
+    assert np.isnan(none.value) and none.lost == 3
 
 
 def test_the_ratio_of_known_correlations() -> None:
@@ -42,8 +61,9 @@ def test_the_ratio_of_known_correlations() -> None:
         found = variance_ratio(a, b + 3.0)
         assert found.low < 1 - rho < found.high
         assert found.value == pytest.approx(1 - rho, abs=0.1)
-        low, high = mean_difference(a, b + 3.0)[1:]
-        assert low < -3 < high and high - low < 0.2
+        moved = mean_difference(a, b + 3.0)
+        low, high = moved.low, moved.high
+        assert moved.unit == "prompt" and low < -3 < high and high - low < 0.2
 
 
 def test_what_has_no_variance() -> None:
@@ -77,6 +97,12 @@ def test_outcomes_of_responses() -> None:
             outcome_of(responses, wrong)
 
 
+def console_of(result: ReplayResult) -> str:
+    with console.capture() as shown:
+        print_replay(result)
+    return " ".join(shown.get().split())
+
+
 def test_a_small_change_needs_fewer_trials(tmp_path: Path) -> None:
     """Log-probabilities of responses: arms that share their noise differ little."""
     model = tiny.bridge("llama")
@@ -93,7 +119,12 @@ def test_a_small_change_needs_fewer_trials(tmp_path: Path) -> None:
         progress=False,
     )
     table = found.variance("logprob").set_index("arm")
-    assert table.loc["latent", "ratio_high"] < 0.8
+    assert table.loc["latent", "ratio"] < 0.8
+    shown = console_of(found)
+    assert "Length of responses (tokens), arm - no-op: no response's length varies" in shown
+    assert "Log-probability of responses (nats), arm - no-op" in shown and "over trials" in shown
+    page = (found.folder / "replay.html").read_text()
+    assert "no response&#x27;s length varies" in page or "no response's length varies" in page
     mine, base = found.values("logprob", "latent"), found.values("logprob", "no-op")
     assert mine.shape == (3, 16)
     paired = (mine - base).var(1, ddof=1).sum()
