@@ -25,7 +25,7 @@ from tasks.gsm8k_thoughts.train import CARD, CODI_FILE, PROJECTION_FILE
 EMBEDDED = "codi-chains"
 _FOLDER = Path(__file__).parent / "embedded"
 SEEDS, CONTROL = ("seed0", "seed1", "seed2"), "control"
-LARGE = "large0"  # two to four steps, numbers to 99
+LARGE = ("large0", "large1")  # two to four steps, numbers to 99
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
     """A model whose `thoughts` are a `CodiThoughts`.
 
     source: None or "embedded" for the CODI that ships with the task; "embedded/seed1",
-        "embedded/seed2" or "embedded/control" for its siblings, "embedded/large0" for one with
-        larger problems; a folder that
+        "embedded/seed2" or "embedded/control" for its siblings, "embedded/large0" and
+        "embedded/large1" for two with larger problems; a folder that
         `tasks.gsm8k_thoughts.train` wrote; or a published checkpoint, see
         `tasks.gsm8k_thoughts.checkpoint.load_codi`, which takes further options.
     options: device and dtype, as in `circuits.load_model`.
@@ -63,8 +63,8 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
 def embedded_folder(name: str = "embedded") -> Path:
     """The folder of an embedded model; raises `TaskError` for one that there is not."""
     which = name.removeprefix("embedded").removeprefix("/") or SEEDS[0]
-    if which not in (*SEEDS, CONTROL, LARGE):
-        raise TaskError(f"{name!r}: embedded models are {', '.join((*SEEDS, CONTROL, LARGE))}.")
+    if which not in (*SEEDS, CONTROL, *LARGE):
+        raise TaskError(f"{name!r}: embedded models are {', '.join((*SEEDS, CONTROL, *LARGE))}.")
     return _FOLDER / which
 
 

@@ -59,7 +59,7 @@ def pairs(model: HookedModel) -> dict[str, PromptPairs]:
     return {f: TASK.pairs(model, contrast=f, n=32) for f in FAMILIES}
 
 
-@pytest.mark.parametrize("seed", [*SEEDS, LARGE])
+@pytest.mark.parametrize("seed", [*SEEDS, *LARGE])
 def test_the_cards_hold(seed: str) -> None:
     """The bar: nine tenths with all thoughts, four at most with none; the card is the model's."""
     card = read_card(embedded_folder(f"embedded/{seed}"))
