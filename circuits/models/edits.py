@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -41,9 +42,13 @@ def _hook_middle(hooks: HookSet, adapter: Adapter, site: Site, edit: Edit, start
         before.append(x)
 
     def apply(x: Tensor) -> Tensor:
-        given = before.pop() + x
-        # By the change alone: `edit(given) - resid_pre` would round what is left as it is.
-        return (x + (edit(given, start) - given)).to(x.dtype)
+        stream = before.pop()
+        given = stream + x
+        made = edit(given, start)
+        new = (made - stream).to(x.dtype)  # its gradients: none past an edit that lets none through
+        with torch.no_grad():  # its value by the change alone: what is left as it is, bit for bit
+            new.copy_(x + (made - given))
+        return new
 
     hooks.on_output(adapter.hook_point(resid_pre), str(resid_pre), remember)
     hooks.on_output(adapter.hook_point(attn_out), str(attn_out), apply)
