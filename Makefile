@@ -1,11 +1,13 @@
 # make demo   sets up everything, then runs the main job on the embedded model
 # make test   sets up everything, then format, lint, types and the whole test suite
+# JOBS=N tests in N processes (2), each with one thread.
 # VENV=DIR puts the virtual environment elsewhere. PIP_TORCH="--index-url ADDRESS" takes PyTorch
 # from another index, such as the one of its CPU builds.
 
 VENV ?= .venv
 PYTHON ?= python3
 PIP_TORCH ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test benchmarks clean
@@ -17,7 +19,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 benchmarks: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.patching
