@@ -7,8 +7,9 @@ are answered, against answering them, and against the plain Hugging Face model d
 own cache; a sweep over layers and positions with thoughts rerolled, against seven whole forwards a
 cell (one a thought and one for the answer), all pairs of a cell in one batch, as one would write
 it first. predict: the whole of `circuits predict` on 1,000 problems, with SAEs fitted in the folds
-and with attention between the thoughts as well. seeds: what the thoughts of each seed carry, and
-the control.
+and with attention between the thoughts as well, and of the likeliest answers to larger problems
+(`embedded/large0`), whose errors are the model's own. seeds: what the thoughts of each seed carry,
+and the controls.
 
 What was predicted before the first measurement: extraction keeps 21 small tensors of seven pieces
 and copies 18 vectors a problem: 0.95 to 1 of bare generation. TransformerLens' hooks cost a
@@ -44,7 +45,7 @@ from circuits.predict.extract import task_vectors
 from circuits.sites import Site
 from tasks.gsm8k_thoughts.answered import thought_vectors
 from tasks.gsm8k_thoughts.chains import draw_chains
-from tasks.gsm8k_thoughts.model import CONTROL, SEEDS, embedded_folder, read_card
+from tasks.gsm8k_thoughts.model import LARGE, SEEDS, control_of, embedded_folder, read_card
 from tasks.gsm8k_thoughts.pairs import prompts_of
 from tasks.gsm8k_thoughts.study.result import study
 
@@ -58,7 +59,9 @@ LATENTS, ACTIVE = 256, 16  # of SAEs that are fitted in the folds
 def setting() -> tuple[HookedModel, Tensor, Any]:
     """The model, prompts, and the plain model of the same weights."""
     model: HookedModel = TASK.load()
-    chains = draw_chains(np.random.default_rng(0), PROBLEMS, 3, 20, "held_out")
+    thoughts: Any = model.thoughts
+    numbers, steps = thoughts.vocabulary.n_numbers, thoughts.steps[1]
+    chains = draw_chains(np.random.default_rng(0), PROBLEMS, steps, numbers, "held_out")
     plain = AutoModelForCausalLM.from_pretrained(embedded_folder(), dtype=torch.float32).eval()
     return model, prompts_of(model, chains), plain
 
@@ -198,7 +201,15 @@ def prediction() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     fitted = time.perf_counter() - started
     looks = task_vectors(TASK, model, records, SITES, attention=True)
     attention = predict(records, looks, progress=False)
-    others = {"SAEs fitted in the folds": latents, "attention between thoughts": attention}
+    larger: HookedModel = TASK.load(f"embedded/{LARGE[0]}")
+    own = TASK.answered(larger, n=PREDICTED, temperature=0.0)
+    likeliest = predict(own, task_vectors(TASK, larger, own, SITES), progress=False)
+    share = float(np.mean([not record.correct for record in own]))
+    others = {
+        "SAEs fitted in the folds": latents,
+        "attention between thoughts": attention,
+        f"likeliest answers of {LARGE[0]} ({share:.0%} wrong)": likeliest,
+    }
     about = found.record["targets"]["wrong"]["headline"]
     wrong = float(np.mean([not record.correct for record in records]))
     rows: list[dict[str, Any]] = [
@@ -225,13 +236,15 @@ def prediction() -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def seeds() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The study of every seed; see `tasks.gsm8k_thoughts.study`."""
-    control = read_card(embedded_folder(f"embedded/{CONTROL}"))
-    alone = control["accuracy_after_thoughts"][0]
-    rows: list[dict[str, Any]] = [
-        {"what": "control, accuracy without thoughts", "measured": alone, "unit": ""}
-    ]
+    rows: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
-    for seed in SEEDS:
+    controls: dict[str, list[float]] = {}
+    for seed in (*SEEDS, *LARGE):
+        name = embedded_folder(control_of(f"embedded/{seed}")).name
+        control = read_card(embedded_folder(f"embedded/{name}"))
+        if name not in controls:
+            alone = controls[name] = control["accuracy_after_thoughts"]
+            rows.append({"what": f"{name}, accuracy", "measured": alone[0], "unit": ""})
         model = TASK.load(f"embedded/{seed}")
         found = study(model, TASK, n_pairs=200, n_problems=1000, control=control, progress=False)
         best, swaps = found.carrier(), found.tables["swaps"]
@@ -257,7 +270,7 @@ def seeds() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         legible = dict(zip(top["place"], top["probability"], strict=True))
         verdict = found.record["verdict"]
         details[seed] = {"numbers_under_the_lens": legible, "verdict": verdict, "tables": tables}
-    return rows, {"seeds": details, "control": control["accuracy_after_thoughts"]}
+    return rows, {"seeds": details, "controls": controls}
 
 
 _PARTS = {"speed": speed, "predict": prediction, "seeds": seeds}

@@ -40,7 +40,7 @@ def study_command(
     """Exchange, read, replace and count the continuous thoughts of a model."""
     from circuits.runs import check_new, default_folder
     from tasks.gsm8k_thoughts import task
-    from tasks.gsm8k_thoughts.model import CONTROL, embedded_folder, read_card
+    from tasks.gsm8k_thoughts.model import control_of, embedded_folder, read_card
     from tasks.gsm8k_thoughts.study.result import study
 
     folder = out or default_folder(task.name, "study")
@@ -48,8 +48,8 @@ def study_command(
     card = None
     if control is not None:
         card = read_card(control)
-    elif str(model or "embedded").split("/")[0] == "embedded":
-        card = read_card(embedded_folder(f"embedded/{CONTROL}"))
+    elif (name := model or "embedded").split("/")[0] == "embedded":
+        card = read_card(embedded_folder(control_of(name)))
     loaded = task.load(model, device=device, dtype=dtype)
     with interruptible(keeps=False):
         found = study(loaded, task, n_pairs=n_pairs, n_problems=n_problems, seed=seed, control=card)

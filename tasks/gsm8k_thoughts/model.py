@@ -25,7 +25,8 @@ from tasks.gsm8k_thoughts.train import CARD, CODI_FILE, PROJECTION_FILE
 EMBEDDED = "codi-chains"
 _FOLDER = Path(__file__).parent / "embedded"
 SEEDS, CONTROL = ("seed0", "seed1", "seed2"), "control"
-LARGE = ("large0", "large1")  # two to four steps, numbers to 99
+# Of larger problems: two to four steps, numbers to 99.
+LARGE, LARGE_CONTROL = ("large0", "large1", "large2"), "large-control"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +43,10 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
     """A model whose `thoughts` are a `CodiThoughts`.
 
     source: None or "embedded" for the CODI that ships with the task; "embedded/seed1",
-        "embedded/seed2" or "embedded/control" for its siblings, "embedded/large0" and
-        "embedded/large1" for two with larger problems; a folder that
-        `tasks.gsm8k_thoughts.train` wrote; or a published checkpoint, see
-        `tasks.gsm8k_thoughts.checkpoint.load_codi`, which takes further options.
+        "embedded/seed2" or "embedded/control" for its siblings, "embedded/large0" and so on for
+        those with larger problems; a folder that `tasks.gsm8k_thoughts.train` wrote; or a
+        published checkpoint, see `tasks.gsm8k_thoughts.checkpoint.load_codi`, which takes further
+        options.
     options: device and dtype, as in `circuits.load_model`.
     """
     name = str(source or "embedded")
@@ -63,9 +64,16 @@ def load_thinking(source: str | Path | None = None, **options: Any) -> HookedMod
 def embedded_folder(name: str = "embedded") -> Path:
     """The folder of an embedded model; raises `TaskError` for one that there is not."""
     which = name.removeprefix("embedded").removeprefix("/") or SEEDS[0]
-    if which not in (*SEEDS, CONTROL, *LARGE):
-        raise TaskError(f"{name!r}: embedded models are {', '.join((*SEEDS, CONTROL, *LARGE))}.")
+    known = (*SEEDS, CONTROL, *LARGE, LARGE_CONTROL)
+    if which not in known:
+        raise TaskError(f"{name!r}: embedded models are {', '.join(known)}.")
     return _FOLDER / which
+
+
+def control_of(name: str) -> str:
+    """The embedded model that was trained like this one, but without thoughts."""
+    large = embedded_folder(name).name in (*LARGE, LARGE_CONTROL)
+    return f"embedded/{LARGE_CONTROL if large else CONTROL}"
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Clean and corrupted chains: of equal length, both solved by the model, different in operands.
 
 - *first*: the first number is another one, so every value behind it changes.
-- *later*: an operand in the middle; the values before it stay.
+- *later*: the operand of the last step but one; the values before that stay, the last one before
+  the answer does not.
 - *last*: the operand of the last step; the answer changes and no value before it.
 - *null*: the operands of the first and of the last step differ such that every value between is the
   same. What carries such a value must transfer nothing.
@@ -26,7 +27,7 @@ from tasks.gsm8k_thoughts.model import CodiThoughts, thoughts_of
 
 FAMILIES = {
     "first": "another first number: every value changes",
-    "later": "another operand in the middle: the values behind it change",
+    "later": "another operand of the last step but one: the value before the answer changes",
     "last": "another last operand: only the answer changes",
     "null": "other operands, the same values before the answer: nothing may transfer",
 }
@@ -82,39 +83,35 @@ def chain_pairs(
     n: int,
     seed: int,
     split: Literal["explored", "held_out"],
+    steps: int | None = None,
 ) -> list[tuple[Chains, Chains, int]]:
     """`n` couples of problems (each a `Chains` of one) and the step whose operand differs.
 
     Neither was trained on, and the model answers both right. Explored and held-out ones are halves
-    of those. Raises `TaskError` where there are too few.
+    of those. steps: of every problem; None for the most the model was trained with. Raises
+    `TaskError` for steps that it was not trained with and where there are too few pairs.
     """
     thoughts = thoughts_of(model)
     vocabulary = chain_vocabulary(model)
     assert thoughts.steps is not None
-    fewest = 3 if family == "later" else 2
-    counts = [k for k in range(thoughts.steps[0], thoughts.steps[1] + 1) if k >= fewest]
-    if not counts:
-        raise TaskError(f"{model.name} has no problems with {fewest} steps, which {family} needs.")
-    rng = np.random.default_rng([seed, sorted(FAMILIES).index(family), split == "held_out"])
-    found: dict[int, list[tuple[Chains, Chains, int]]] = {k: [] for k in counts}
-    seen: set[str] = set()
-    share = {k: n // len(counts) + (i < n % len(counts)) for i, k in enumerate(counts)}
-    for k in counts:
-        for _ in range(_TRIES):
-            if len(found[k]) == share[k]:
-                break
-            for clean, corrupted, step in _couples(model, vocabulary, family, k, rng, split):
-                key = clean.keys()[0]
-                if key not in seen and len(found[k]) < share[k]:
-                    seen.add(key)
-                    found[k].append((clean, corrupted, step))
-    made = [couple for k in counts for couple in found[k]]
-    if len(made) < n:
+    low, high = thoughts.steps
+    fewest, n_steps = max(low, 3 if family == "later" else 2), high if steps is None else steps
+    if not fewest <= n_steps <= high:
         raise TaskError(
-            f"{model.name} has {len(made)} pairs of {family}, not {n}: it must answer both "
-            "problems of a pair right. Ask for fewer, or take a model that solves more."
+            f"{model.name} has no pairs of {family} with {n_steps} steps: it was trained on "
+            f"problems of {low} to {high}, and {family} needs {fewest}."
         )
-    return made
+    rng = np.random.default_rng([seed, sorted(FAMILIES).index(family), split == "held_out"])
+    found: dict[str, tuple[Chains, Chains, int]] = {}
+    for _ in range(_TRIES):
+        for clean, corrupted, step in _couples(model, vocabulary, family, n_steps, rng, split):
+            found.setdefault(clean.keys()[0], (clean, corrupted, step))
+        if len(found) >= n:
+            return list(found.values())[:n]
+    raise TaskError(
+        f"{model.name} has {len(found)} pairs of {family}, not {n}: it must answer both "
+        "problems of a pair right. Ask for fewer, or take a model that solves more."
+    )
 
 
 def _couples(
@@ -156,7 +153,7 @@ def _first(clean: Chains, rng: np.random.Generator, n_numbers: int) -> tuple[Cha
 
 
 def _later(clean: Chains, rng: np.random.Generator, n_numbers: int) -> tuple[Chains, int]:
-    step = int(rng.integers(2, clean.n_steps))
+    step = clean.n_steps - 1
     return _operand(clean, rng, n_numbers, step), step
 
 

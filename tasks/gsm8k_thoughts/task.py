@@ -27,6 +27,7 @@ from tasks.gsm8k_thoughts.pairs import FAMILIES, as_pair, chain_pairs, chain_voc
 from tasks.gsm8k_thoughts.words import answer_words, word_pairs
 
 WORDS = "words"  # the contrast of word problems, for published checkpoints
+_NO_STEPS = "word problems have the steps that their templates have: leave steps out."
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,14 @@ class ContinuousThoughts:
         """Problems with the model's answers: chains (`tasks.gsm8k_thoughts.answered`), or for
         published checkpoints word problems of GSM-Symbolic (`tasks.gsm8k_thoughts.words`).
 
-        steps: of chains. temperature: 0 takes the likeliest answer. By default it is 0 for word
+        steps: of chains; None for the most the model was trained with. temperature: 0 takes the
+            likeliest answer. By default it is 0 for word
             problems and 2 for chains, as the embedded model's likeliest answer is hardly ever
             wrong.
         """
         if thoughts_of(model).vocabulary is None:
             if steps is not None:
-                raise TaskError(
-                    "word problems have the steps that their templates have: leave steps out."
-                )
+                raise TaskError(_NO_STEPS)
             return answer_words(model, n, seed, temperature=temperature or 0.0)
         heat = 2.0 if temperature is None else temperature
         return answer_chains(model, n, seed, steps=steps, temperature=heat)
@@ -129,9 +129,11 @@ class ContinuousThoughts:
         seed: int = 0,
         split: Literal["explored", "held_out"] = "explored",
         prepend_bos: bool | None = None,
+        steps: int | None = None,
     ) -> PromptPairs:
         """`n` pairs that the model solves on both sides.
 
+        steps: of chains; None for the most the model was trained with.
         prepend_bos: as the model was trained; anything else is refused. Raises `TaskError` for an
         unknown contrast, one that this kind of model does not have, and when there are fewer.
         """
@@ -149,8 +151,10 @@ class ContinuousThoughts:
             has = ", ".join(FAMILIES) if chains else WORDS
             raise TaskError(f"{model.name} has the contrasts {has}, not {family}.")
         if not chains:
+            if steps is not None:
+                raise TaskError(_NO_STEPS)
             return word_pairs(model, n, seed, split)
-        couples = chain_pairs(model, family, n, seed, split)
+        couples = chain_pairs(model, family, n, seed, split, steps)
         made = [as_pair(model, *couple, family) for couple in couples]
         return PromptPairs.from_texts(made, model.tokenizer, False)
 

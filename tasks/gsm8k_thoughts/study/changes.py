@@ -168,8 +168,9 @@ def necessity(used: float, with_thoughts: float, control: float | None) -> str:
         )
     if control > with_thoughts / 2:
         return (
-            f"used, and of some help: the control trained without thoughts has {control:.1%}, this "
-            f"model {with_thoughts:.1%}"
+            f"used, and this model has more right than the control trained without thoughts: "
+            f"{with_thoughts:.1%} against {control:.1%}; with one control that may be what seeds "
+            f"differ by"
         )
     return (
         f"used, and necessary for this training: the control trained without thoughts has "
