@@ -90,6 +90,11 @@ def _notes(found: Comparison, rules: Rules, corpus: Corpus) -> list[str]:
             f"Labels were exchanged within prompts, {how} ({many} prompts a kind): the p values "
             "speak of these prompts and of no others."
         )
+    if found.table["low"].isna().to_numpy().any():
+        notes.append(
+            "Where there is no interval there are too few prompts or trials for one: 5 prompts, or "
+            "2 trials of every prompt and 4 more than prompts, are the fewest."
+        )
     notes.append(
         f"False discoveries (Benjamini and Hochberg, {rules.level:g}) are counted over all words "
         "and kinds of an arm, differences of kinds apart, "
