@@ -222,6 +222,8 @@ def test_from_the_command_line(
     assert "the" not in set(result.table["word"]) and "$10" in set(result.table["word"])
     assert result.record["command"][:2] == ["circuits", "replay"]
     again = run(capsys, "show", out)[1]
+    status, _, complaints = run(capsys, "show", out, "--outcome", "length")
+    assert status == 2 and "for runs of replay" in complaints
     assert again.strip() in shown
     files = sorted(p.name for p in (out / "original").iterdir())
     assert len(files) == 6 and files[0] == "resid_post.3-7_risky_latent.csv"
