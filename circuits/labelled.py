@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError
+from circuits.jsonl import read_lines
 
 ERROR = "wrong"  # the target there always is: whether the answer is wrong
 _NEEDED: dict[str, type] = {"id": str, "group": str, "prompt": str, "completion": str}
@@ -89,20 +90,12 @@ def read_labelled(path: str | Path, surface: Sequence[str] = ()) -> list[Labelle
     path = Path(path)
     if not path.is_file():
         raise LabelError(f"the file of labelled records {path} does not exist.")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} cannot be read as UTF-8: {error}.") from error
     records = []
-    # Not splitlines(): JSON texts may hold other line separators of Unicode.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for where, entry in read_lines(path, LabelError):
         try:
-            records.append(_record(json.loads(line), set(surface)))
-        except (json.JSONDecodeError, LabelError) as error:
-            why = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise LabelError(f"{path}, line {number}: {why}") from error
+            records.append(_record(entry, set(surface)))
+        except LabelError as error:
+            raise LabelError(f"{where}: {error}") from error
     if not records:
         raise LabelError(f"{path} holds no records: expected one JSON object a line.")
     check_ids((r.id for r in records), str(path))

@@ -7,7 +7,6 @@ wrong logits in several architectures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.jsonl import read_lines
 
 END = "END"  # the named position that every pair has: its last token
 
@@ -369,24 +369,13 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise PromptError(f"the pairs file {path} does not exist.")
     needed = ("clean", "corrupted", "answer", "foil")
     pairs = []
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"the pairs file {path} cannot be read as UTF-8: {error}.") from error
-    # Not splitlines(): JSON texts may hold other line separators of Unicode.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"{path}, line {number}: not JSON ({error}).") from error
+    for where, entry in read_lines(path, PromptError):
         wrong = [
             k for k in needed if not (isinstance(entry, dict) and isinstance(entry.get(k), str))
         ]
         if wrong:
             raise PromptError(
-                f"{path}, line {number}: missing or not a text: {', '.join(wrong)}. "
+                f"{where}: missing or not a text: {', '.join(wrong)}. "
                 f'Expected {{"clean": ..., "corrupted": ..., "answer": ..., "foil": ...}}.'
             )
         pairs.append(Pair(**{k: entry[k] for k in needed}, template=str(entry.get("template", ""))))

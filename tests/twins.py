@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from circuits.models.hooked import HookedModel
-from circuits.replay import Sampling, generate, keys_of
+from circuits.replay import Generated, Sampling, generate, keys_of
 from circuits.replay.changes import Means
 from circuits.saes.collection import SaeSet, SaeSource
 from circuits.sites import Site
@@ -68,10 +68,15 @@ def drawn_prompts(count: int, seed: int) -> list[list[int]]:
 def written(prompts: Sequence[Sequence[int]], trials: int, steps: int, seed: int) -> Means:
     """Mean coefficients of every response, [prompt x trial, latent], by site; some responses end
     early."""
-    model, saes = writing()
+    return means_of(generated(prompts, trials, steps, seed))
+
+
+def generated(prompts: Sequence[Sequence[int]], trials: int, steps: int, seed: int) -> Generated:
+    """All trials of all prompts, the trials of a prompt one after the other."""
+    model, _ = writing()
     rows = torch.tensor([list(p) for p in prompts]).repeat_interleave(trials, 0)
     keys = keys_of(rows, [i % trials for i in range(len(rows))])
-    made = generate(
+    return generate(
         model,
         rows,
         keys,
@@ -82,7 +87,11 @@ def written(prompts: Sequence[Sequence[int]], trials: int, steps: int, seed: int
         watch=SITES,
         top=1,
     )
-    found = {}
+
+
+def means_of(made: Generated) -> Means:
+    """Mean coefficients of responses."""
+    saes, found = writing()[1], {}
     for site in SITES:
         values = saes[site].encode(made.activations[site]) * made.inside[..., None]
         mean = values.sum(1).double() / made.lengths[:, None]

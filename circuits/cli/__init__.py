@@ -76,6 +76,14 @@ def _circuits() -> None:
 @app.command("show")
 def show_command(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--outcome",
+            help="Of a replay: compared between arms too, such as parsed:action=stop; may be "
+            "repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Print a finished run."""
     from circuits.attribute import Attribution
@@ -108,5 +116,10 @@ def show_command(
     method = read_record(folder).get("method")
     if method not in printers:
         raise RunError(f"{folder} holds a run of {method!r}, which this version cannot show.")
+    if outcome and method != "replay":
+        raise RunError(f"--outcome is for runs of replay, and {folder} is one of {method}.")
     load, show = printers[method]
-    show(load(folder))
+    if outcome:
+        print_replay(ReplayResult.load(folder), outcome)
+    else:
+        show(load(folder))

@@ -11,7 +11,10 @@ import typer
 from circuits.errors import CircuitsError
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="error_type, gsm8k_thoughts, ioi, or the path of your own.")
+    str,
+    typer.Option(
+        "--task", help="error_type, gambling, gsm8k_thoughts, ioi, or your own by its path."
+    ),
 ]
 ContrastOption = Annotated[
     str | None, typer.Option("--contrast", help="Which contrast of the task [its own default].")

@@ -88,6 +88,14 @@ def run_command(
         bool,
         typer.Option("--unpatched", help="Measure responses under the unchanged model too."),
     ] = False,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--outcome",
+            help="Compared between arms too: unpatched_logprob, word:TEXT, parsed:KEY or "
+            "parsed:KEY=TEXT, such as parsed:action=stop; may be repeated.",
+        ),
+    ] = None,
     save_dir: Annotated[
         Path | None,
         typer.Option("--save-dir", help="Keeps finished parts until the run is whole [by --out]."),
@@ -107,6 +115,7 @@ def run_command(
     from circuits.replay import Change, Prompts, read_prompts, replay
     from circuits.replay.options import Options
     from circuits.replay.sampling import Sampling
+    from circuits.replay.variance import check_outcomes
     from circuits.runs import check_new, default_folder, sha256_of
     from circuits.sites import Site
     from circuits.task import GenerateTask, load_task, require
@@ -124,6 +133,7 @@ def run_command(
     task_options = parse_task_options(task_option or [])
     if chosen is not None:
         check_task_options(chosen.name, chosen.prompts, task_options, ("n", "seed"))
+    check_outcomes(outcome or (), unpatched=unpatched, parsed=chosen is not None)
     own = None if prompts is None else read_prompts(prompts)
     wanted = None if sites is None else [Site.parse(name.strip()) for name in sites.split(",")]
     Options(trials, max_new_tokens, Sampling(temperature, top_p), seed, batch_size, randoms)
@@ -137,6 +147,8 @@ def run_command(
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         bos = found.prepend_bos if prepend_bos is None else prepend_bos
         about: dict[str, Any] = {"command": ctx.obj}
+        if task is not None:
+            about["task_from"] = task  # as it was given: a name, or the path of a task of one's own
         if prompts is not None:
             about |= {"prompts_file": str(prompts), "prompts_file_sha256": sha256_of(prompts)}
         given: Any = chosen if own is None else Prompts.of(own, loaded.tokenizer, bos)
@@ -158,6 +170,7 @@ def run_command(
             randoms=randoms,
             record=record,
             unpatched=unpatched,
+            outcomes=outcome or (),
             out=folder,
             save_dir=save_dir,
             about=about,

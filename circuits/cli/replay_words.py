@@ -86,6 +86,7 @@ def words_command(
 ) -> None:
     """Which words a latent adds to responses and removes from them; needs no model."""
     from circuits.replay.words import Rules, WordOptions, find_words, write_original
+    from circuits.replay.words.run import task_of
     from circuits.runs import check_new, default_folder
 
     rules = Rules(
@@ -100,14 +101,13 @@ def words_command(
         seed=seed,
     )
     options = WordOptions(fold=fold, stop_words=stop_words, lemmas=lemmas, numbers=numbers)
-    if out is not None:
-        check_new(out)
+    folder = out or default_folder(task_of(logs), "words")
+    check_new(folder)
     with interruptible(keeps=False):
         result = find_words(
             logs, options, rules, paired=paired, background=background, features=feature or ()
         )
     result.record["command"] = ctx.obj
-    folder = out or default_folder(str(result.record["task"]), "words")
     result.save(folder)
     if file_format == "original":
         write_original(result, folder / "original")

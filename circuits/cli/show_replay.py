@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from circuits.cli.show import console, escaped
-from circuits.replay.variance import SHOWN
+from circuits.report.tables import of_row
 
 if TYPE_CHECKING:
     from circuits.replay import ReplayResult
+    from circuits.replay.variance import Report
 
 
-def print_replay(result: ReplayResult) -> None:
-    """What was done, the arms, and what common random numbers save."""
+def print_replay(result: ReplayResult, outcomes: Sequence[str] = ()) -> None:
+    """What was done, the arms, how much they differ and what common random numbers save.
+
+    outcomes: of responses, besides those that every run shows and those it was asked for. Raises
+    `ReplayError` for one that it does not have.
+    """
+    reports = result.reports(outcomes)
     console.print(result.headline(), style="bold", highlight=False, markup=False)
     table = Table(title="Arms", box=box.SIMPLE_HEAD)
     for column in (
@@ -55,32 +61,27 @@ def print_replay(result: ReplayResult) -> None:
         )
     for line in result.warnings():
         console.print(line, style="yellow", highlight=False, markup=False)
-    if result.record["trials"] > 1:
-        _print_variance(result)
+    for report in reports:
+        _print_report(report)
     console.print(f"Sign: {result.record['sign_convention']}.", style="dim", highlight=False)
 
 
-def _print_variance(result: ReplayResult) -> None:
-    for outcome, name in SHOWN.items():
-        found = result.variance(outcome)
-        if not (found["independent"].to_numpy() > 0).any():
-            line = f"{name}: no response's {outcome} varies"
-            console.print(line, highlight=False, markup=False)
-            continue
-        title = f"{name}; variance with common random numbers over independent"
-        table = Table(title=escaped(title), box=box.SIMPLE_HEAD)
-        for column in ("arm", "difference", "95%", "ratio"):
-            table.add_column(column)
-        for row in found.to_dict("records"):
-            over = f"over {row['unit']}s" if row["unit"] else ""
-            cells = [_interval(row, "difference", "+.2f"), over, _interval(row, "ratio", ".2f")]
-            table.add_row(escaped(str(row["arm"])), *cells)
-        console.print(table)
-
-
-def _interval(row: Mapping[Any, Any], name: str, form: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return escaped(f"{row[name]:{form}} [{low:{form}}, {high:{form}}]")
+def _print_report(report: Report) -> None:
+    if report.table is None:
+        console.print(f"{report.title}: {report.problem}", highlight=False, markup=False)
+        return
+    title = f"{report.title}; variance with common random numbers over independent"
+    table = Table(title=escaped(title), box=box.SIMPLE_HEAD)
+    for column in ("arm", "difference", "95%", "ratio"):
+        table.add_column(column)
+    for row in report.table.to_dict("records"):
+        named = {str(key): value for key, value in row.items()}
+        over = f"over {row['unit']}s" if row["unit"] else ""
+        cells = [of_row(named, "difference", "+.2f"), over, of_row(named, "ratio", ".2f")]
+        table.add_row(*map(escaped, [str(row["arm"]), *cells]))
+    console.print(table)
+    if report.lost:
+        console.print(report.lost, highlight=False, markup=False)
 
 
 def _or_nothing(value: float, form: str) -> str:

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from circuits.cli.show import console, escaped
+from circuits.report.tables import interval
 
 if TYPE_CHECKING:
     from circuits.replay.words import WordsResult
@@ -70,7 +71,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         escaped(str(row["word"])),
         f"[{_STYLES[verdict]}]{verdict}[/]",
-        escaped(f"{row['log_odds']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"),
+        escaped(interval(row["log_odds"], row["low"], row["high"], "+.2f")),
         f"{row['responses'] / max(1, row['n']):.0%}",
         f"{row['responses_baseline'] / max(1, row['n_baseline']):.0%}",
         f"{row['q']:.2g}",

@@ -29,11 +29,10 @@ def divergence_figure(result: ReplayResult) -> go.Figure:
     """Share of trials whose tokens are still those of the no-op arm, by step, an arm a line."""
     figure = go.Figure()
     steps = int(result.record["max_new_tokens"])
-    facts = result.facts("divergence")
+    first = result.divergences()
+    trials = len(result.record["prompts"]) * int(result.record["trials"])
     for arm in result.arms[1:]:
-        part: Any = facts[facts["arm"] == arm]
-        first = part["divergence"].fillna(steps).to_numpy(int)
-        together = [float((first > step).mean()) for step in range(steps)]
+        together = 1 - first[arm].cumsum()[:steps] / trials
         colour, dash = _colour(arm)
         figure.add_scatter(
             x=np.arange(steps),
@@ -94,25 +93,22 @@ def sections(result: ReplayResult) -> list[tuple[str, Any]]:
         ),
         ("Divergence", result.divergence_figure()),
     ]
-    if record["trials"] > 1:
-        found += _variances(result)
-    return found
+    return found + _variances(result)
 
 
 def _variances(result: ReplayResult) -> list[tuple[str, Any]]:
-    from circuits.replay.variance import SHOWN
     from circuits.report.tables import number, of_row, paragraph, table
 
     about = (
         "Intervals are 95%: of differences over the units named, of ratios over prompts (none with "
-        "fewer than 5). A ratio below 1 is what the shared random numbers save."
+        "fewer than 5, or with one trial a prompt). A ratio below 1 is what the shared random "
+        "numbers save."
     )
     found: list[tuple[str, Any]] = [("Common random numbers", paragraph(about))]
     heads = ["arm", "difference", "over", "variance, independent", "paired", "ratio"]
-    for outcome, name in SHOWN.items():
-        made = result.variance(outcome)
-        if not (made["independent"].to_numpy() > 0).any():
-            found.append(("", paragraph(f"{name}: no response's {outcome} varies.")))
+    for report in result.reports():
+        if report.table is None:
+            found.append(("", paragraph(f"{report.title}: {report.problem.rstrip('.')}.")))
             continue
         rows = [
             (
@@ -123,7 +119,9 @@ def _variances(result: ReplayResult) -> list[tuple[str, Any]]:
                 number(row["paired"], ".3g"),
                 of_row(row, "ratio", ".2f"),
             )
-            for row in made.to_dict("records")
+            for row in report.table.to_dict("records")
         ]
-        found += [("", paragraph(f"{name}.")), ("", table(heads, rows, heads[1:]))]
+        found += [("", paragraph(f"{report.title}.")), ("", table(heads, rows, heads[1:]))]
+        if report.lost:
+            found.append(("", paragraph(report.lost)))
     return found

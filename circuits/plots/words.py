@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.plots.base import BLUE, RED, WIDTH, PlotError, title, visible
+from circuits.report.tables import interval
 
 if TYPE_CHECKING:
     from circuits.replay.words.result import WordsResult
@@ -160,8 +161,9 @@ def _label(word: str) -> str:
 def _hover(word: str, row: dict[str, Any]) -> str:
     fisher = "" if np.isnan(row["p_fisher"]) else f", Fisher {row['p_fisher']:.2g}"
     return (
-        f"{visible(word)}: {row['verdict']}<br>log odds {row['log_odds']:+.2f} "
-        f"[{row['low']:+.2f}, {row['high']:+.2f}], z {row['z']:+.1f}<br>in {row['responses']} of "
-        f"{row['n']} responses, baseline {row['responses_baseline']} of {row['n_baseline']}<br>"
+        f"{visible(word)}: {row['verdict']}<br>log odds "
+        f"{interval(row['log_odds'], row['low'], row['high'], '+.2f')}, z {row['z']:+.1f}<br>in "
+        f"{row['responses']} of {row['n']} responses, baseline {row['responses_baseline']} of "
+        f"{row['n_baseline']}<br>"
         f"q {row['q']:.2g}, p {row['p_permutation']:.2g}{fisher}"
     )

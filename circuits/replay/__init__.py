@@ -22,8 +22,8 @@ from circuits.replay.pathways import Plan, Written, pathways
 from circuits.replay.pathways_result import PathwaysResult
 from circuits.replay.prompts import Prompts, read_prompts
 from circuits.replay.result import ReplayResult
-from circuits.replay.run import replay
 from circuits.replay.sampling import Sampling
+from circuits.replay.start import replay
 
 __all__ = [
     "Change",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import CircuitsError
+from circuits.jsonl import read_lines
 from circuits.runs import RUN_JSON, read_record
 
 NO_OP = "no-op"
@@ -33,6 +34,7 @@ _PARSED = "parsed"
 _ORIGINAL = re.compile(r"(safe|risky)_(baseline|with_(?:safe|risky)_patch)")
 _UNPATCHED = {"baseline", "none", "no_patch", "unpatched", NO_OP}  # as replays may call it
 _ROWS = 4096  # of a parquet file at once
+_CUT_OFF = "a log that was cut off ends in half a line: remove it"
 
 
 class LogError(CircuitsError):
@@ -92,12 +94,12 @@ def read_log(path: str | Path) -> Iterator[Response]:
             f"{RUN_JSON}."
         )
     empty = True
-    for number, line in _lines(path):
+    for where, entry in read_lines(path, LogError, _CUT_OFF):
         empty = False
         try:
-            yield _response(_object(line))
+            yield _response(_object(entry))
         except LogError as error:
-            raise LogError(f"{path}, line {number}: {error}") from error
+            raise LogError(f"{where}: {error}") from error
     if empty:
         raise LogError(f"{path} holds no responses: expected one JSON object a line.")
 
@@ -149,28 +151,7 @@ def _entry(one: Response) -> dict[str, Any]:
     return entry if one.parsed is None else {**entry, "parsed": dict(one.parsed)}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1; empty ones left out."""
-    number = 0
-    # Not text mode: its decoder reads ahead, and would name the wrong line. Nor other separators
-    # of Unicode than the line feed, which texts in JSON may hold.
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise LogError(f"{path}, line {number}: not UTF-8 ({error}).") from error
-            if line.strip():
-                yield number, line
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise LogError(
-            f"not JSON ({error}); a log that was cut off ends in half a line: remove it."
-        ) from error
+def _object(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise LogError(f"expected an object with its keys, got {type(found).__name__}.")
     return found

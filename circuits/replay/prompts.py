@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.jsonl import read_lines
 from circuits.prompts import resolve_bos, tokenise
 from circuits.replay.interventions import ReplayError
 from circuits.replay.noise import Key, keys_of
@@ -110,24 +110,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises `ReplayError` naming the line of the first mistake.
     """
-    path, found = Path(path), []
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReplayError(f"the prompts file {path} cannot be read as UTF-8: {error}.") from error
-    # Not splitlines(): JSON texts may hold other line separators of Unicode.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ReplayError(f"{path}, line {number}: not JSON ({error}).") from error
+    found = []
+    for where, entry in read_lines(path, ReplayError):
         texts = [entry.get("prompt"), entry.get("kind", "all")] if isinstance(entry, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ReplayError(
-                f'{path}, line {number}: expected {{"prompt": TEXT}}, with "kind": TEXT if there '
-                "are several."
+                f'{where}: expected {{"prompt": TEXT}}, with "kind": TEXT if there are several.'
             )
         found.append(Prompt(*texts))
     if not found:

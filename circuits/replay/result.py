@@ -18,12 +18,21 @@ import pyarrow.parquet as pq
 
 from circuits.replay.arms import NO_OP
 from circuits.replay.interventions import ReplayError
-from circuits.replay.tables import RESPONSES
-from circuits.replay.variance import by_trial, mean_difference, outcome_of, variance_ratio
+from circuits.replay.variance import (
+    ALWAYS,
+    Ratio,
+    Report,
+    by_trial,
+    column_of,
+    mean_difference,
+    outcome_over,
+    title_of,
+    variance_ratio,
+)
 from circuits.runs import RunError, default_folder, new_run, read_record, read_tables
 from circuits.sites import Site
 
-COLUMNS = frozenset(RESPONSES.names)
+_ROWS = 4096  # of a table at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +59,13 @@ class ReplayResult:
         (table,) = read_tables(self.folder, ["responses"])
         return table
 
-    def facts(self, *names: str) -> pd.DataFrame:
-        """`arm, prompt, trial` and other columns of the responses, without their texts."""
+    def facts(self, *names: str) -> Iterator[Any]:
+        """Columns of the responses, some thousand rows at a time."""
         path = self.folder / "responses.parquet"
         try:
-            return pd.read_parquet(path, columns=["arm", "prompt", "trial", *names])
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=list(names)):
+                    yield batch.to_pandas()
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(f"{path} cannot be read ({error}): run it again.") from error
 
@@ -115,10 +126,15 @@ class ReplayResult:
         """An outcome of every response of an arm, [prompt, trial]; see
         `circuits.replay.variance.outcome_of`."""
         self._check(arm)
-        kind = outcome.partition(":")[0]
-        column = {"word": "response", "parsed": "parsed"}.get(kind, outcome)
-        responses = self.facts(column) if column in COLUMNS else self.facts()
-        return by_trial(responses, outcome_of(responses, outcome), arm)
+        column = column_of(outcome)
+        found = outcome_over((piece[column] for piece in self.facts(column)), outcome)
+        return by_trial(self._which, found, arm)
+
+    @cached_property
+    def _which(self) -> pd.DataFrame:
+        """`arm, prompt, trial` of every response."""
+        whole = pd.concat([*self.facts("arm", "prompt", "trial")], ignore_index=True)
+        return whole.astype({"arm": "category"})
 
     def variance(self, outcome: str = "length", seed: int = 0) -> pd.DataFrame:
         """What common random numbers save, arm by arm: `arm, outcome, difference` (arm - no-op)
@@ -128,7 +144,10 @@ class ReplayResult:
         base, rows = self.values(outcome, NO_OP), []
         for arm in self.arms[1:]:
             mine = self.values(outcome, arm)
-            found = variance_ratio(mine, base, seed)
+            nan = float("nan")
+            found = Ratio(nan, nan, nan, nan, nan)
+            if (~np.isnan(mine - base)).sum(axis=1).max() > 1:  # one trial has no variance
+                found = variance_ratio(mine, base, seed)
             moved = mean_difference(mine, base, seed)
             rows.append(
                 {
@@ -150,28 +169,64 @@ class ReplayResult:
             )
         return pd.DataFrame(rows)
 
+    def reports(self, outcomes: Sequence[str] = ()) -> list[Report]:
+        """`variance` of length and log-probability, of the outcomes that the run was asked for, and
+        of others. Raises `ReplayError` for one of the others that the run does not have."""
+        kept, found = self.record.get("outcomes", []), []
+        for outcome in dict.fromkeys([*ALWAYS, *kept, *outcomes]):
+            table, problem = None, f"no response's {outcome} varies"
+            try:
+                table = self.variance(outcome)
+            except ReplayError as error:
+                if outcome in outcomes:
+                    raise
+                problem = str(error)
+            if table is not None and (table["independent"].to_numpy() == 0).all():
+                table = None
+            found.append(Report(title_of(outcome), table, "" if table is not None else problem))
+        return found
+
     def table(self) -> pd.DataFrame:
         """One row an arm: `arm, responses, length` (mean, tokens), `stopped` (share that ended with
         a stop token), `diverged` (share whose tokens are not the no-op arm's), `divergence` (median
         first step at which they are not) and `valid` (share that the task could read, NaN without
         a task)."""
-        rows, facts = [], self.facts("length", "stopped", "divergence", "parsed")
-        for arm in self.arms:
-            part: Any = facts[facts["arm"] == arm]
-            read = part["parsed"].dropna().map(lambda text: bool(json.loads(text).get("valid")))
-            apart = part["divergence"].dropna()
+        names = ("arm", "length", "stopped", "divergence", "parsed")
+        sums = {arm: np.zeros(5) for arm in self.arms}
+        apart = self.divergences()
+        for piece in self.facts(*names):
+            valid = piece["parsed"].map(_valid)
+            columns = [np.ones(len(piece)), piece["length"], piece["stopped"], valid.notna(), valid]
+            numbers = np.stack([np.asarray(c, dtype=np.float64) for c in columns])
+            for arm, so_far in sums.items():
+                mine = numbers[:, (piece["arm"] == arm).to_numpy()]
+                sums[arm] = so_far + np.nansum(mine, axis=1)
+        rows = []
+        for arm, (count, length, stopped, read, valid) in sums.items():
+            steps = np.repeat(np.arange(len(apart[arm])), apart[arm])
             rows.append(
                 {
                     "arm": arm,
-                    "responses": len(part),
-                    "length": part["length"].mean(),
-                    "stopped": part["stopped"].mean(),
-                    "diverged": len(apart) / max(1, len(part)),
-                    "divergence": apart.median() if len(apart) else np.nan,
-                    "valid": read.mean() if len(read) else np.nan,
+                    "responses": int(count),
+                    "length": length / max(1, count),
+                    "stopped": stopped / max(1, count),
+                    "diverged": len(steps) / max(1, count),
+                    "divergence": float(np.median(steps)) if len(steps) else np.nan,
+                    "valid": valid / read if read else np.nan,
                 }
             )
         return pd.DataFrame(rows)
+
+    def divergences(self) -> dict[str, np.ndarray]:
+        """Of each arm, how many trials have each step as the first whose token is not the no-op
+        arm's, [step]; those without one are left out."""
+        found = {arm: np.zeros(self.record["max_new_tokens"] + 1, int) for arm in self.arms}
+        for piece in self.facts("arm", "divergence"):
+            first = piece["divergence"].to_numpy(dtype=np.float64)
+            for arm, so_far in found.items():
+                steps = first[(piece["arm"] == arm).to_numpy() & ~np.isnan(first)].astype(int)
+                found[arm] = so_far + np.bincount(steps, minlength=len(so_far))
+        return found
 
     def headline(self) -> str:
         """What was done, in words."""
@@ -248,3 +303,8 @@ class ReplayResult:
             if not (found.folder / f"{name}.parquet").is_file():
                 raise RunError(f"{folder} is not a whole run of replay: it has no {name}.parquet.")
         return found
+
+
+def _valid(text: Any) -> float:
+    """Whether a task could read a response; NaN where none tried."""
+    return float(bool(json.loads(text).get("valid"))) if isinstance(text, str) else float("nan")

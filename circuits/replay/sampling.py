@@ -71,8 +71,12 @@ def choose(
     vocab = logits.shape[1]
     scaled = logits.double() / sampling.temperature
     if sampling.top_p >= 1:
-        drawn = [noise.gumbel(row, step, vocab) for row in rows.tolist()]
-        return (scaled + torch.stack(drawn).to(scaled.device)).argmax(-1)
+        # Row by row: the sums of one row stay near the processor.
+        sums = (
+            noise.gumbel(row, step, vocab).to(scaled.device).add_(scaled[i])
+            for i, row in enumerate(rows.tolist())
+        )
+        return torch.stack([one.argmax() for one in sums])
     kept, chosen = nucleus(scaled, sampling.top_p), []
     for i, row in enumerate(rows.tolist()):
         tokens = kept[i].nonzero().squeeze(1)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from circuits.runs import Parts
 
-_ROWS = 1 << 17  # of a row group, about: what is held while tables are put together
+# Of a row group, about: what is held while tables are put together.
+_ROWS, _BYTES = 1 << 17, 1 << 24
 _RESIDUALS = "residuals.safetensors"
 _ARMS = "arms.json"
 
@@ -104,7 +105,7 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
     """Write tables one behind the other into one file, of which about one row group is held at a
     time; returns the number of rows."""
     held: list[pa.Table] = []
-    rows = 0
+    rows = 0  # in all
     with pq.ParquetWriter(path, schema) as writer:
 
         def write() -> None:
@@ -115,7 +116,7 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
         for table in tables:
             held.append(table)
             rows += len(table)
-            if sum(map(len, held)) >= _ROWS:
+            if sum(map(len, held)) >= _ROWS or sum(t.nbytes for t in held) >= _BYTES:
                 write()
         if held:
             write()

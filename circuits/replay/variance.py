@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,12 @@ from circuits.replay.interventions import ReplayError
 from circuits.replay.paired import PathwayError, Units, summarise
 
 OUTCOMES = ("length", "logprob", "unpatched_logprob")
-SHOWN = {  # of every run
+ALWAYS = OUTCOMES[:2]  # those of every run
+SHOWN = {
     "length": "Length of responses (tokens), arm - no-op",
     "logprob": "Log-probability of responses (nats), arm - no-op",
+    "unpatched_logprob": "Log-probability of responses under the unchanged model (nats), "
+    "arm - no-op",
 }
 _RESAMPLES, _LEVEL = 2000, 0.95
 _FEWEST = 5  # units of an interval
@@ -127,6 +130,47 @@ def _ends(drawn: Float[np.ndarray, " resample"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def title_of(outcome: str) -> str:
+    """What a difference in an outcome is, with its unit and sign."""
+    kind, _, argument = outcome.partition(":")
+    key, equals, text = argument.partition("=")
+    if kind == "word":
+        what = f"{argument.strip()!r} in responses (times)"
+    elif kind == "parsed":
+        what = f"Share of valid responses with {key} {text}" if equals else f"{key}, as it was read"
+    else:
+        return SHOWN[outcome]
+    return f"{what}, arm - no-op"
+
+
+def check_outcomes(outcomes: Sequence[str], *, unpatched: bool, parsed: bool) -> None:
+    """Raise `ReplayError` for outcomes that `outcome_of` does not know, and for those that a run
+    will not have: without `unpatched`, or without a task that reads responses (`parsed`)."""
+    for outcome in outcomes:
+        kind = _kind(outcome)
+        if outcome == "unpatched_logprob" and not unpatched:
+            raise ReplayError(f"the run has no {outcome}: make it with --unpatched.")
+        if kind == "parsed" and not parsed:
+            raise ReplayError(f"outcome {outcome!r}: only a task reads responses, give --task.")
+
+
+def _kind(outcome: str) -> str:
+    """ "word", "parsed", or one of `OUTCOMES`; raises `ReplayError` for what is none."""
+    kind, _, argument = outcome.partition(":")
+    named = kind in ("word", "parsed") and argument.partition("=")[0].strip()
+    if outcome not in OUTCOMES and not named:
+        raise ReplayError(
+            f"outcome {outcome!r}: expected one of {', '.join(OUTCOMES)}, word:TEXT, parsed:KEY "
+            "or parsed:KEY=TEXT."
+        )
+    return kind
+
+
+def column_of(outcome: str) -> str:
+    """The column of responses that an outcome is read from; raises as `outcome_of` does."""
+    return {"word": "response", "parsed": "parsed"}.get(_kind(outcome), outcome)
+
+
 def outcome_of(responses: pd.DataFrame, outcome: str) -> Float[np.ndarray, " response"]:
     """A number for every response.
 
@@ -137,42 +181,46 @@ def outcome_of(responses: pd.DataFrame, outcome: str) -> Float[np.ndarray, " res
         0 where it read another, as in parsed:action=stop; NaN where it is not valid).
     Raises `ReplayError` for any other, and for one that the run does not have.
     """
-    kind, _, argument = outcome.partition(":")
-    if outcome in OUTCOMES:
-        found = responses[outcome].to_numpy(dtype=np.float64)
-        if np.isnan(found).all():
-            raise ReplayError(f"the run has no {outcome}: make it with --unpatched.")
-        return found
-    if kind == "word" and argument.strip():
-        word = re.compile(rf"(?<!\w){re.escape(argument.strip())}(?!\w)", re.IGNORECASE)
-        return np.array([float(len(word.findall(text))) for text in responses["response"]])
-    if kind == "parsed" and argument:
-        read = pd.Series(responses["parsed"]).map(_json)
-        key, equals, text = argument.partition("=")
-        if equals:
-            return _reads(list(read), key, text, outcome)
-        values = [np.nan if v is None else _number(v.get(argument), outcome) for v in read]
-        if np.isnan(values).all():
-            raise ReplayError(f"no response has {outcome}: the task did not read it.")
-        return np.array(values, dtype=np.float64)
-    raise ReplayError(
-        f"outcome {outcome!r}: expected one of {', '.join(OUTCOMES)}, word:TEXT, parsed:KEY "
-        "or parsed:KEY=TEXT."
-    )
+    return outcome_over([responses[column_of(outcome)]], outcome)
 
 
-def _reads(
-    read: list[Mapping[str, Any] | None], key: str, text: str, outcome: str
-) -> Float[np.ndarray, " response"]:
-    """Whether each response's `key` is `text`, of those that are valid."""
-    valid = [None if v is None or v.get("valid") is False else v.get(key) for v in read]
-    there = sorted({value for value in valid if isinstance(value, str)})
-    if text not in there:
+def outcome_over(pieces: Iterable[Any], outcome: str) -> Float[np.ndarray, " response"]:
+    """`outcome_of` from pieces of its column (pandas), of which one at a time is held."""
+    kind, argument = _kind(outcome), outcome.partition(":")[2]
+    key, equals, text = argument.partition("=")
+    word = re.compile(rf"(?<!\w){re.escape(argument.strip())}(?!\w)", re.IGNORECASE)
+    found, there = [np.zeros(0)], set[str]()
+    for piece in pieces:
+        if kind == "word":
+            made = [float(len(word.findall(text))) for text in piece]
+        elif kind == "parsed" and equals:
+            made = [_reads(value, key, text, there) for value in piece.map(_json)]
+        elif kind == "parsed":
+            read = piece.map(_json)
+            made = [np.nan if v is None else _number(v.get(key), outcome) for v in read]
+        else:
+            made = piece
+        found.append(np.asarray(made, dtype=np.float64))
+    values = np.concatenate(found)
+    if kind == "parsed" and equals and text not in there:
         raise ReplayError(
             f"no valid response has {outcome}: the texts read as {key} are "
-            f"{', '.join(there) or 'none'}."
+            f"{', '.join(sorted(there)) or 'none'}."
         )
-    return np.array([float(v == text) if isinstance(v, str) else np.nan for v in valid])
+    if kind != "word" and np.isnan(values).all():
+        if kind == "parsed":
+            raise ReplayError(f"no response has {outcome}: the task did not read it.")
+        raise ReplayError(f"the run has no {outcome}: make it with --unpatched.")
+    return values
+
+
+def _reads(value: Mapping[str, Any] | None, key: str, text: str, there: set[str]) -> float:
+    """Whether a response's `key` is `text`, if it is valid. there: the texts that were met."""
+    read = None if value is None or value.get("valid") is False else value.get(key)
+    if not isinstance(read, str):
+        return float("nan")
+    there.add(read)
+    return float(read == text)
 
 
 def _json(text: Any) -> Mapping[str, Any] | None:
@@ -199,3 +247,24 @@ def by_trial(
     )
     chosen: Any = frame[(responses["arm"] == arm).to_numpy()]
     return chosen.pivot(index="prompt", columns="trial", values="value").to_numpy(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What an outcome's differences and variances are, arm by arm.
+
+    table: see `ReplayResult.variance`; None where there is none, and `problem` says why.
+    """
+
+    title: str
+    table: pd.DataFrame | None
+    problem: str = ""
+
+    @property
+    def lost(self) -> str:
+        """In words: how many pairs have no value on one side; empty where all have."""
+        if self.table is None or not (self.table["lost"].to_numpy() > 0).any():
+            return ""
+        rows = self.table.to_dict("records")
+        each = ", ".join(f"{r['arm']} {r['lost']} of {r['lost'] + r['pairs']}" for r in rows)
+        return f"Pairs lost, because one side at least has no value: {each}."

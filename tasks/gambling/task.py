@@ -213,7 +213,12 @@ def _pair(scene: Scene, goal: Phrases, offer: Phrases, contrast: str, tokenizer:
         if words[0]:
             begin = [text.rindex(word) for text, word in zip(texts, words, strict=True)]
             marks[name] = Mark(begin[0], begin[1])
-    template = f"{scene.split}.{len(scene.history)}.{goal[0]}.{offer[0]}"
+    # Numbers, and not the words: it stands in the titles of figures.
+    numbers = [
+        str(every.index(one)) if one in every else "none"
+        for one, every in ((goal, GOALS[scene.split]), (offer, OFFERS[scene.split]))
+    ]
+    template = f"{scene.split}.{len(scene.history)}.goal-{numbers[0]}.offer-{numbers[1]}"
     return Pair(texts[0], texts[1], STOP, BET, marks, template)
 
 

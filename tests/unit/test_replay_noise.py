@@ -67,6 +67,16 @@ def test_noise_of_the_first_and_the_last_bits_is_finite() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_noise_is_that_of_the_middle_of_its_interval() -> None:
+    """Against the 52 bits as a number, converted and scaled."""
+    bits = np.random.default_rng(0).integers(0, 2**64, 5000, dtype=np.uint64)
+    kept = bits.copy()
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    wanted = -torch.from_numpy(uniform).log()
+    assert torch.equal(gumbel_of(bits), -wanted.log())
+    assert (bits == kept).all()
+
+
 def test_keys_are_of_token_ids() -> None:
     tokens = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 4]])
     keys = keys_of(tokens, [0, 1, 0])

@@ -127,6 +127,9 @@ def test_a_small_change_needs_fewer_trials(tmp_path: Path) -> None:
     assert "no response&#x27;s length varies" in page or "no response's length varies" in page
     mine, base = found.values("logprob", "latent"), found.values("logprob", "no-op")
     assert mine.shape == (3, 16)
+    assert "Pairs lost" not in shown
+    with pytest.raises(ReplayError, match="make it with --unpatched"):
+        found.reports(["unpatched_logprob"])
     paired = (mine - base).var(1, ddof=1).sum()
     both = (mine.var(1, ddof=1) + base.var(1, ddof=1)).sum()
     assert table.loc["latent", "ratio"] == pytest.approx(paired / both)
@@ -181,6 +184,9 @@ def test_mistakes_end_with_one_message_before_a_model_is_loaded(
         (["--latent", "resid_post.1:3", "--value", 2, "--top-p", 0], "top-p"),
         (["--latent", "resid_post.1:3", "--value", 2, "--n-prompts", 3], "--prompts contradict"),
         (["--latent", "resid_post.1:3", "--task-option", "a=1"], "--prompts contradict"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--outcome", "words"], "expected one of"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--outcome", "parsed:a"], "give --task"),
+        (["--latent", "resid_post.1:3", "--value", 2, "--outcome", "unpatched_logprob"], "--unpa"),
     ):
         status, _, complaints = run(capsys, "replay", "run", *own, *source, *more)
         assert status == 2 and said in complaints, (more, complaints)
@@ -209,7 +215,8 @@ class Animals:
         return [Prompt(f"the {animal} {verb}", family) for verb in ("sat", "ran")][:n]
 
     def parse(self, response, prompt):
-        return {"valid": True}
+        long = len(response) > 8
+        return {"valid": len(response) % 4 > 0, "size": "long" if long else "short"}
 
     def outcome(self, model, *, animal="cat", family="tame"):
         return f"logit:{animal}"
@@ -224,12 +231,29 @@ def test_options_of_a_task_reach_its_prompts(
     path, out = tmp_path / "animals.py", tmp_path / "run"
     path.write_text(_TASK)
     options = ["--task-option", "animal=dog", "--task-option", "family=wild", "--n-prompts", 2]
-    more = ["--latent", "resid_post.1:17", "--value", 9, "--max-new-tokens", 2, "--trials", 2]
+    more = ["--latent", "resid_post.1:17", "--value", 9, "--max-new-tokens", 4, "--trials", 6]
     source = ["--model", folder / "tiny", "--saes", folder / "saes", "--device", "cpu"]
     command = ["replay", "run", "--task", path, *source, *options, *more, "--out", out]
-    status, _, complaints = run(capsys, *command)
+    more = ["--outcome", "parsed:size=long", "--outcome", "parsed:size=none"]
+    status, shown, complaints = run(capsys, *command, *more)
     assert status == 0, complaints
-    record = ReplayResult.load(out).record
+    found = ReplayResult.load(out)
+    record = found.record
+    assert record["task"] == "animals" and record["task_from"] == str(path)
+    shown, words = " ".join(shown.split()), found.responses
+    assert "Share of valid responses with size long, arm - no-op" in shown
+    assert "no valid response has parsed:size=none" in shown
+    page = (out / "replay.html").read_text()
+    assert "Share of valid responses with size long" in page and "no valid response" in page
+    valid = words["response"].str.len() % 4 > 0
+    pairs = valid.to_numpy()[(words["arm"] == "latent").to_numpy()]
+    pairs = pairs & valid.to_numpy()[(words["arm"] == "no-op").to_numpy()]
+    lost = f"latent {(~pairs).sum()} of {len(pairs)}."
+    assert lost in shown and lost in page and (~pairs).any()
+    status, again, complaints = run(capsys, "show", out, "--outcome", "word:a")
+    assert status == 0 and "'a' in responses (times), arm - no-op" in " ".join(again.split())
+    status, _, complaints = run(capsys, "show", out, "--outcome", "parsed:other")
+    assert status == 2 and "the task did not read it" in complaints
     assert record["prompts"] == ["the dog sat", "the dog ran"]
     assert record["kinds"] == ["wild", "wild"]
     assert record["task_options"] == {"animal": "dog", "family": "wild"}

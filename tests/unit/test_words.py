@@ -108,16 +108,24 @@ def test_figures_of_a_row_by_hand() -> None:
 
 @pytest.mark.parametrize(("unit", "paired"), [("prompt", False), ("trial", True), ("trial", False)])
 def test_nothing_is_found_in_nulls(unit: Any, paired: bool) -> None:
-    """40 null logs: any word at all in at most a share of .05. 8 of 40 is one in 1,400."""
+    """40 null logs: any word at all in at most a share of .05 (8 of 40 is one in 1,400), and small
+    p values, of all words together, no more often than they say."""
     arms = ("no-op", "latent")
-    hits, twice = 0, 0
+    hits, twice, p = 0, 0, [[], []]
     for seed in range(40):
         made = responses(seed, prompts=11, trials=4, arms=arms)
         table = compared(made, unit=unit, paired=paired, permutations=999).table
         effects = table["p_fisher"].notna()
         hits += bool((table[effects]["verdict"] != "no evidence").any())
         twice += bool((table[~effects]["verdict"] != "no evidence").any())
+        p[0] += table[effects]["p_permutation"].tolist()
+        p[1] += table[~effects]["p_permutation"].tolist()
     assert hits < 8 and twice < 8
+    for part in map(np.array, p):
+        # 600 or 1,200 p values; they come in steps and are large rather than small, but not so
+        # large that nothing could ever be found.
+        assert len(part) >= 600 and 0.005 < (part <= 0.05).mean() < 0.06
+        assert (part <= 0.005).mean() < 0.01
 
 
 def test_the_baseline_and_the_kinds_can_be_chosen() -> None:
@@ -214,6 +222,8 @@ def test_from_the_command_line(
     assert "the" not in set(result.table["word"]) and "$10" in set(result.table["word"])
     assert result.record["command"][:2] == ["circuits", "replay"]
     again = run(capsys, "show", out)[1]
+    status, _, complaints = run(capsys, "show", out, "--outcome", "length")
+    assert status == 2 and "for runs of replay" in complaints
     assert again.strip() in shown
     files = sorted(p.name for p in (out / "original").iterdir())
     assert len(files) == 6 and files[0] == "resid_post.3-7_risky_latent.csv"

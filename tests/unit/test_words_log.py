@@ -116,7 +116,7 @@ def test_mistakes_name_their_line(tmp_path: Path, line: Any, said: str) -> None:
 
 def test_mistakes_of_files(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xff\n")
-    with pytest.raises(LogError, match="line 2: not UTF-8"):
+    with pytest.raises(LogError, match="line 2: cannot be read as UTF-8"):
         list(read_log(tmp_path / "bad.jsonl"))
     with pytest.raises(LogError, match="holds no responses"):
         list(read_log(write(tmp_path / "empty.jsonl", "", " ")))

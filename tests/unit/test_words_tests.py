@@ -123,21 +123,31 @@ def test_kinds_exchanged() -> None:
 
 
 def test_effects_that_differ_by_trial() -> None:
-    """Normal tests by hand; and level under a null of rare words."""
-    up, down = np.array([9]), np.array([2])
-    mean, variance = test.effect_of_pairs(up, down, 50)
-    a, b = 9.5 / 52, 2.5 / 52
-    assert mean[0] == pytest.approx(a - b) and variance[0] == pytest.approx(
-        (a + b - (a - b) ** 2) / 52
-    )
-    mean, variance = test.effect_of_trials(np.array([6]), 20, np.array([1]), 30)
+    """Normal tests by hand; and level under a null of rare words and of prompts that differ."""
+    up, down, n = np.array([[9], [2]]), np.array([[2], [3]]), np.array([50, 10])
+    weights = n / n.sum()
+    mean, variance = test.effect_of_pairs(up, down, n, weights)
+    wanted, spread = 0.0, 0.0
+    for w, a, b, count in zip(weights, (9.25, 2.25), (2.25, 3.25), (50, 10), strict=True):
+        apart, either = (a - b) / (count + 1), (a + b) / (count + 1)
+        wanted += w * apart
+        spread += w**2 * (either - apart**2) / (count + 1) * count / (count - 1)
+    assert mean[0] == pytest.approx(wanted) and variance[0] == pytest.approx(spread)
+    held, sizes = (np.array([[6]]), np.array([[1]])), (np.array([20]), np.array([30]))
+    mean, variance = test.effect_of_trials(held, sizes, np.ones(1))
     p, q = 6.5 / 21, 1.5 / 31
     assert mean[0] == pytest.approx(p - q)
-    assert variance[0] == pytest.approx(p * (1 - p) / 21 + q * (1 - q) / 31)
-    rng = np.random.default_rng(0)
+    wanted = p * (1 - p) / 21 * 20 / 19 + q * (1 - q) / 31 * 30 / 29
+    assert variance[0] == pytest.approx(wanted)
+    single = np.array([[1]]), np.array([[0]])
+    one = np.array([1])
+    assert test.effect_of_trials(single, (one, one), np.ones(1))[1][0] == pytest.approx(0.25)
+    assert test.effect_of_pairs(*single, one, np.ones(1))[1][0] == pytest.approx(2 / 9)
+    rng, n = np.random.default_rng(0), np.array([10, 8, 12])
     for rate in (0.05, 0.4):
-        held = rng.binomial(30, rate, size=(4, 4000))
-        kinds = [test.effect_of_trials(held[i], 30, held[i + 1], 30) for i in (0, 2)]
-        assert (test.unlike(kinds[0], kinds[1]) <= 0.05).mean() < 0.065
+        rates = rng.beta(4 * rate, 4 * (1 - rate), (2, 1, 3, 4000))
+        arms = rng.binomial(n[:, None], np.repeat(rates, 2, 1))  # kind, arm, prompt, word
+        kinds = [test.effect_of_trials((a, b), (n, n), n / 30) for a, b in arms]
+        assert 0.01 < (test.unlike(kinds[0], kinds[1]) <= 0.05).mean() < 0.06
     strong = test.unlike((np.array([0.5]), np.array([0.01])), (np.array([0.0]), np.array([0.01])))
     assert strong[0] == pytest.approx(2 * stats.norm.sf(0.5 / math.sqrt(0.02)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
+from scipy.special import ndtri, stdtrit
 
-from circuits.metrics import bootstrap_weights
+from circuits.replay.paired import FEWEST_UNITS, UnitKind
 from circuits.replay.words.corpus import Corpus
 from circuits.replay.words.odds import WordsError, log_odds
 
 _CELLS = 2**23  # numbers of resampling weights at once
+_TAIL = 0.025  # of an interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +108,26 @@ class Arms:
 
     def differing(
         self, words: Int[np.ndarray, " tested"]
-    ) -> tuple[Int[np.ndarray, " tested"], Int[np.ndarray, " tested"]]:
-        """In how many pairs of trials only the arm's response, or only the baseline's, holds each
-        of some words."""
+    ) -> tuple[Int[np.ndarray, "prompt tested"], Int[np.ndarray, "prompt tested"]]:
+        """In how many pairs of trials of each prompt only the arm's response, or only the
+        baseline's, holds each of some words."""
         mine, other = _present(self.mine[:, words]), _present(self.other[:, words])
-        both = np.asarray(mine.multiply(other).sum(axis=0)).ravel()
-        sums = [np.asarray(m.sum(axis=0)).ravel() - both for m in (mine, other)]
+        both = mine.multiply(other)
+        sums = [_sums(m - both, self.prompt, self.prompts) for m in (mine, other)]
         return sums[0].round().astype(np.int64), sums[1].round().astype(np.int64)
+
+    def weights(self, unit: UnitKind) -> Float[np.ndarray, " prompt"]:
+        """What each prompt counts in a mean difference of shares; they sum to 1.
+
+        Prompts count alike where they are exchanged. Where trials are, a prompt of n responses and
+        m of the baseline counts n m / (n + m) (Mantel and Haenszel 1959): that mean is as far from
+        0 as the statistic of the exchanges is from its own mean.
+        """
+        if unit == "prompt":
+            return np.full(self.prompts, 1 / self.prompts)
+        n, m = (np.bincount(p).astype(np.float64) for p in (self.prompt, self.other_prompt))
+        made = n * m / (n + m)
+        return made / made.sum()
 
     def resampled(
         self,
@@ -119,14 +135,25 @@ class Arms:
         prior: Float[np.ndarray, " tested"],
         prior_total: float,
         *,
-        by_prompt: bool,
+        unit: UnitKind,
         resamples: int,
         seed: int,
     ) -> Float[np.ndarray, "resample tested"]:
-        """Log odds ratios of some words when prompts, or else trials, are drawn anew.
+        """Log odds ratios of some words when prompts, or trials within their prompts, are drawn
+        anew; pairs of trials together. prior: of these words.
 
-        Pairs of trials are drawn together. prior: of these words.
+        They spread as the estimate does: of n units n - 1 are drawn (Rao and Wu 1988), and their
+        distances from the estimate are stretched by the ratio of the t to the normal quantile. NaN
+        with fewer than 5 prompts, fewer than 4 degrees of freedom, or a prompt with a single trial,
+        whose spread is not known.
         """
+        by_prompt = unit == "prompt"
+        groups = [np.zeros(self.prompts, int)] if by_prompt else [self.prompt, self.other_prompt]
+        groups = groups[:1] if self.paired else groups
+        freedom = sum(len(group) - len(np.unique(group)) for group in groups)
+        single = min(int(np.bincount(group).min()) for group in groups) < 2
+        if single or freedom < FEWEST_UNITS - 1:
+            return np.full((resamples, len(words)), np.nan)
         sides = []
         for rows, prompt in ((self.mine, self.prompt), (self.other, self.other_prompt)):
             picked: Any = rows[:, words].astype(np.float64)
@@ -135,24 +162,43 @@ class Arms:
                 picked = sparse.csr_matrix(_sums(picked, prompt, self.prompts))
                 total = np.bincount(prompt, total, self.prompts)
             sides.append((picked.T.tocsr(), total))
-        together = by_prompt or self.paired
-        units = [len(total) for _, total in sides]
-        step = max(1, min(resamples, _CELLS // max(units)))
-        found = []
+        step = max(1, min(resamples, _CELLS // max(len(group) for group in groups)))
+        found = [np.zeros((0, len(words)))]
         for start in range(0, resamples, step):
             size = min(step, resamples - start)
-            odds = []
-            for i, (picked, total) in enumerate(sides):
-                key = [seed, start, 0 if together else i]
-                weights = bootstrap_weights(units[i], size, _seed(key)) * units[i]
-                drawn = np.asarray((picked @ weights.T).T)
-                odds.append(log_odds(drawn, weights @ total, prior, prior_total))
-            found.append(odds[0] - odds[1])
-        return np.concatenate(found)
+            rng = np.random.default_rng([seed, start])
+            drawn = [_drawn(group, size, rng) for group in groups]
+            found.append(_ratios(sides, [drawn[0], drawn[-1]], prior, prior_total))
+        whole = [np.ones((1, len(total))) for _, total in sides]
+        seen = _ratios(sides, whole, prior, prior_total)
+        wider = stdtrit(freedom, 1 - _TAIL) / ndtri(1 - _TAIL)
+        return seen + wider * (np.concatenate(found) - seen)
 
 
-def _seed(key: list[int]) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+def _drawn(
+    group: Int[np.ndarray, " unit"], resamples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "resample unit"]:
+    """How often each unit counts: of n units of a group n - 1 are drawn, each n / (n - 1) times."""
+    made = np.zeros((resamples, len(group)))
+    for code in range(int(group.max()) + 1):
+        mine = np.flatnonzero(group == code)
+        n = len(mine)
+        made[:, mine] = rng.multinomial(n - 1, np.full(n, 1 / n), size=resamples) * (n / (n - 1))
+    return made
+
+
+def _ratios(
+    sides: Sequence[tuple[Any, np.ndarray]],
+    weights: Sequence[Float[np.ndarray, "resample _"]],
+    prior: Float[np.ndarray, " tested"],
+    prior_total: float,
+) -> Float[np.ndarray, "resample tested"]:
+    """Log odds ratios of weighted units. sides: counts [word, unit] and words in all, of both."""
+    odds = [
+        log_odds(np.asarray((picked @ drawn.T).T), drawn @ total, prior, prior_total)
+        for (picked, total), drawn in zip(sides, weights, strict=True)
+    ]
+    return odds[0] - odds[1]
 
 
 def _present(rows: Any) -> Any:

@@ -22,16 +22,15 @@ from scipy.stats import false_discovery_control
 from tqdm import tqdm
 
 from circuits.replay.log import NO_OP
+from circuits.replay.paired import FEWEST_PROMPTS, UnitKind
 from circuits.replay.words import significance as test
 from circuits.replay.words.arms import Arms
 from circuits.replay.words.corpus import Corpus
 from circuits.replay.words.odds import WordsError, background_prior, odds_ratio, pooled_prior
 
-FEWEST_PROMPTS = 10  # 2 exchanges of 1,024 are as large as the largest: p of at least .002
 _PERMUTATIONS = (9_999, 199_999)
 _TAIL = (0.025, 0.975)
 VERDICTS = ("added", "removed", "mixed", "no evidence")
-Unit = Literal["prompt", "trial"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Rules:
     level: float = 0.05
     min_responses: int = 5
     prior: float = 0.1
-    unit: Unit | None = None
+    unit: UnitKind | None = None
     paired: bool = False
     permutations: int | None = None
     family: Literal["feature", "log"] = "feature"
@@ -83,7 +82,7 @@ class Comparison:
 
     table: pd.DataFrame
     arms: pd.DataFrame
-    unit: Unit
+    unit: UnitKind
     difference: tuple[str, str] | None
     permutations: tuple[int, int]
 
@@ -141,7 +140,7 @@ class _Work:
 
     corpus: Corpus
     rules: Rules
-    unit: Unit
+    unit: UnitKind
     background: tuple[Int[np.ndarray, " word"], int, int] | None
 
     def arm(
@@ -198,7 +197,7 @@ class _Work:
             words,
             picked,
             prior[1],
-            by_prompt=self.unit == "prompt",
+            unit=self.unit,
             resamples=self.rules.resamples,
             seed=int(rng.integers(2**31)),
         )
@@ -220,13 +219,13 @@ class _Work:
         if self.unit == "prompt":
             p = test.exchange_prompts(by_prompt, permutations, rng)
         elif arms.paired:
-            p = test.exchange_pairs(*arms.differing(words))
+            p = test.exchange_pairs(*(only.sum(0) for only in arms.differing(words)))
         else:
             p = test.exchange_trials(held[0], every[0], held[1], every[1])
         low, high = _interval(drawn)
         columns = {
             **self._counts(arms, words, kind),
-            "difference": by_prompt.mean(0),
+            "difference": arms.weights(self.unit) @ by_prompt,
             "log_odds": ratio,
             "low": low,
             "high": high,
@@ -264,14 +263,15 @@ class _Work:
         if self.unit == "prompt":
             p = test.exchange_kinds(effects[0], effects[1], permutations, rng)
         else:
-            p = test.unlike(*(_effect(arms, words) for arms in both))
+            p = test.unlike(*(_effect(a, words, *k) for a, k in zip(both, by_kind, strict=True)))
+        mean = [a.weights(self.unit) @ e for a, e in zip(both, effects, strict=True)]
         counts = [self._counts(arms, words, name) for arms in both]
         summed = {k: v if k in ("kind", "word") else v + counts[1][k] for k, v in counts[0].items()}
         ratio = ratios[1][0] - ratios[0][0]
         low, high = _interval(ratios[1][2] - ratios[0][2])
         columns = {
             **summed,
-            "difference": effects[1].mean(0) - effects[0].mean(0),
+            "difference": mean[1] - mean[0],
             "log_odds": ratio,
             "low": low,
             "high": high,
@@ -282,11 +282,16 @@ class _Work:
         return pd.DataFrame(columns)
 
 
-def _effect(arms: Arms, words: Int[np.ndarray, " tested"]) -> tuple[Any, Any]:
+def _effect(
+    arms: Arms,
+    words: Int[np.ndarray, " tested"],
+    held: Int[np.ndarray, "arm prompt tested"],
+    every: Int[np.ndarray, "arm prompt"],
+) -> tuple[Any, Any]:
+    weights = arms.weights("trial")
     if arms.paired:
-        return test.effect_of_pairs(*arms.differing(words), arms.n[0])
-    held = arms.held[:, words]
-    return test.effect_of_trials(held[0], arms.n[0], held[1], arms.n[1])
+        return test.effect_of_pairs(*arms.differing(words), every[0], weights)
+    return test.effect_of_trials((held[0], held[1]), (every[0], every[1]), weights)
 
 
 def _interval(drawn: Float[np.ndarray, "resample tested"]) -> tuple[np.ndarray, np.ndarray]:
@@ -359,7 +364,7 @@ def _difference(rows: dict[Any, np.ndarray], rules: Rules) -> tuple[str, str] | 
     return (kinds[0], kinds[1]) if len(kinds) == 2 else None
 
 
-def _unit(responses: pd.DataFrame) -> Unit:
+def _unit(responses: pd.DataFrame) -> UnitKind:
     prompts: Any = responses.groupby(["feature", "kind"], observed=True)["prompt"].nunique()
     return "prompt" if int(prompts.min()) >= FEWEST_PROMPTS else "trial"
 

@@ -37,11 +37,13 @@ class WordsResult:
     table: one row a tested word of a `feature, kind, arm`; a kind such as "risky - safe" is the
         difference of two kinds' effects. `word, verdict` (added, removed, mixed, no evidence; of a
         difference, added means added more), `log_odds` (natural logarithm, against the baseline)
-        with `low, high` (95%) and `z`; `difference` (mean over prompts of the share of responses
-        that hold the word, arm less baseline); `p_fisher` (NaN for differences), `p_permutation`,
-        `q`; `count, responses` (that hold it), `total` (words), `n` (responses), each also with
-        `_baseline`; `random_low, random_high` (log odds of that word in the random arms, NaN
-        without any) and `random_same` (how many other random arms have the same verdict).
+        with `low, high` (95%, over the unit; NaN where there are too few) and `z`; `difference`
+        (share of responses that hold the word, arm less baseline: mean over prompts, which count
+        alike where the unit is the prompt, and by their trials where it is the trial); `p_fisher`
+        (NaN for differences), `p_permutation`, `q`; `count, responses` (that hold it), `total`
+        (words), `n` (responses), each also with `_baseline`; `random_low, random_high` (log odds of
+        that word in the random arms, NaN without any) and `random_same` (how many other random arms
+        have the same verdict).
     arms: one row a `feature, kind, arm`: `responses, prompts, words, words_a_response`.
     record: what run.json holds.
     """

@@ -39,7 +39,7 @@ def find_words(
     found = compare(corpus, rules, other)
     record: dict[str, Any] = {
         "method": "words",
-        "task": _task(logs),
+        "task": task_of(logs),
         "logs": [_about(path) for path in logs],
         "background": None if background is None else _about(background),
         "features": list(features),
@@ -57,8 +57,9 @@ def find_words(
     return WordsResult(found.table, found.arms, record)
 
 
-def _task(logs: Sequence[str | Path]) -> str:
-    """The task that all logs are of; "custom" where they are files, or of several."""
+def task_of(logs: Sequence[str | Path]) -> str:
+    """The task that all logs are of, by their records; "custom" where they are files, or of
+    several."""
     runs = [Path(path) for path in logs]
     names = {str(read_record(p).get("task", "custom")) for p in runs if is_run(p)}
     return names.pop() if len(names) == 1 and all(map(is_run, runs)) else "custom"
@@ -89,6 +90,11 @@ def _notes(found: Comparison, rules: Rules, corpus: Corpus) -> list[str]:
         notes.append(
             f"Labels were exchanged within prompts, {how} ({many} prompts a kind): the p values "
             "speak of these prompts and of no others."
+        )
+    if found.table["low"].isna().to_numpy().any():
+        notes.append(
+            "Where there is no interval there are too few prompts or trials for one: 5 prompts, or "
+            "2 trials of every prompt and 4 more than prompts, are the fewest."
         )
     notes.append(
         f"False discoveries (Benjamini and Hochberg, {rules.level:g}) are counted over all words "

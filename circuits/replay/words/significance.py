@@ -12,11 +12,12 @@ repeat each other.
 3. By trial, where there are too few prompts: labels are exchanged within a prompt, pair by pair
    where trials are paired by common random numbers, else freely. The distribution of the sum over
    all such exchanges is known: binomial over the pairs that differ, and a sum of hypergeometric
-   ones over the prompts. The p value is of these prompts, and says nothing of others.
+   ones over the prompts. Every trial counts alike (`Arms.weights`). The p value is of these
+   prompts, and says nothing of others.
 4. Do two kinds of prompts differ in the effect? The prompts' differences are exchanged between the
    kinds; the statistic is Welch's t, which also holds where the kinds vary unequally (Janssen
-   1997). By trial: a normal test of the difference of the two effects, with the small counts added
-   that keep it honest where words are rare.
+   1997). By trial: a normal test of the difference of the two effects, with their variances within
+   prompts, and with the small counts added that keep it honest where words are rare.
 
 All p values are two-sided.
 """
@@ -158,23 +159,45 @@ def exchange_kinds(
 
 
 def effect_of_pairs(
-    only: Int[np.ndarray, " word"], only_baseline: Int[np.ndarray, " word"], pairs: int
+    only: Int[np.ndarray, "prompt word"],
+    only_baseline: Int[np.ndarray, "prompt word"],
+    pairs: Int[np.ndarray, " prompt"],
+    weights: Float[np.ndarray, " prompt"],
 ) -> tuple[Float[np.ndarray, " word"], Float[np.ndarray, " word"]]:
-    """(difference of shares, its variance) from pairs of trials of which only one holds the word;
-    half a pair is added to each cell of the table (Agresti and Min 2005)."""
-    up, down, every = only + 0.5, only_baseline + 0.5, pairs + 2.0
+    """(difference of shares, its variance within prompts) from pairs of trials of which only one
+    holds the word; half a pair is added to each cell of the table (Agresti and Min 2005), shared
+    out over the prompts. Of a prompt with one pair the second moment stands for the variance."""
+    added = 1 / len(pairs)
+    up, down = only + added / 2, only_baseline + added / 2
+    every = (pairs + 2 * added)[:, None]
     mean = (up - down) / every
-    return mean, ((up + down) / every - mean**2) / every
+    apart = np.where(pairs > 1, 1.0, 0.0)[:, None] * mean**2
+    spread = ((up + down) / every - apart) / every * _of_sample(pairs)
+    return weights @ mean, weights**2 @ spread
 
 
 def effect_of_trials(
-    with_word: Int[np.ndarray, " word"], n: int, baseline: Int[np.ndarray, " word"], n_baseline: int
+    with_word: tuple[Int[np.ndarray, "prompt word"], Int[np.ndarray, "prompt word"]],
+    n: tuple[Int[np.ndarray, " prompt"], Int[np.ndarray, " prompt"]],
+    weights: Float[np.ndarray, " prompt"],
 ) -> tuple[Float[np.ndarray, " word"], Float[np.ndarray, " word"]]:
-    """(difference of shares, its variance) from unpaired trials; half a response with and without
-    the word is added to each arm, as for a contrast of four shares (Price and Bonett 2004)."""
-    rates = (with_word + 0.5) / (n + 1.0), (baseline + 0.5) / (n_baseline + 1.0)
-    spread = rates[0] * (1 - rates[0]) / (n + 1.0) + rates[1] * (1 - rates[1]) / (n_baseline + 1.0)
-    return rates[0] - rates[1], spread
+    """(difference of shares, its variance within prompts) from unpaired trials of arm and baseline;
+    half a response with and without the word is added to each, as for a contrast of four shares
+    (Price and Bonett 2004), shared out over the prompts. A single response has the largest variance
+    there is."""
+    rates, spreads = [], []
+    for held, count in zip(with_word, n, strict=True):
+        every = (count + 1 / len(count))[:, None]
+        rate = (held + 0.5 / len(count)) / every
+        spread = np.where(count[:, None] > 1, rate * (1 - rate), 0.25)
+        rates.append(weights @ rate)
+        spreads.append(weights**2 @ (spread / every * _of_sample(count)))
+    return rates[0] - rates[1], spreads[0] + spreads[1]
+
+
+def _of_sample(n: Int[np.ndarray, " prompt"]) -> Float[np.ndarray, "prompt 1"]:
+    """n / (n - 1): a variance about the sample's own mean is that much too small."""
+    return np.where(n > 1, n / np.maximum(n - 1, 1), 1.0)[:, None]
 
 
 def unlike(

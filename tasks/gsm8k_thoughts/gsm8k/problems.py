@@ -9,7 +9,6 @@ are in one `group`: what is fitted on some problems and tested on others must be
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from random import Random
 from typing import Any, Literal
 
 from circuits.errors import CircuitsError
+from circuits.jsonl import read_lines
 
 HUB, SYMBOLIC = "openai/gsm8k", "symbolic"
 _MARK = "####"
@@ -154,22 +154,8 @@ def _from_file(path: Path) -> list[Problem]:
             f"{path} is no file of problems: {HUB!r}, {SYMBOLIC!r}, or a file ending in "
             f"{' or '.join(_FILES)} was expected."
         )
-    return _problems(_lines(path) if path.suffix == ".jsonl" else _rows(path), path.stem)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GsmError(f"{path} cannot be read as UTF-8: {error}.") from error
-    # Not splitlines(): JSON texts may hold other line separators of Unicode.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise GsmError(f"{path}, line {number}: not JSON ({error}).") from error
+    lines = read_lines(path, GsmError) if path.suffix == ".jsonl" else _rows(path)
+    return _problems(lines, path.stem)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
