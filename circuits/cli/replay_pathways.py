@@ -82,7 +82,10 @@ def pathways_command(
     width: options.WidthOption = None,
     sae_memory: options.SaeMemoryOption = None,
     device: options.DeviceOption = None,
-    dtype: options.DtypeOption = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16, float16 or float64 [the run's]."),
+    ] = None,
     seed: options.SeedOption = None,
     out: options.OutOption = None,
 ) -> None:
@@ -108,7 +111,7 @@ def pathways_command(
     written = Written.of(run)
     cards = None if bank is None else FeatureBank.load(bank)
     with interruptible(keeps=False):
-        loaded = load_as_run(run.record, model, device, dtype)
+        loaded = load_as_run(run.record, model, device, dtype or str(run.record["dtype"]))
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         found = same_saes(run.record, found)
         given = run.record.get("task_options", {})

@@ -9,7 +9,8 @@
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
 4. They are frozen, put in by themselves, and wired to each other by intervention; as many other
    latents of their sites that change about as much are frozen together; and the effect that was
-   seen is split into a direct part and one by tokens (confirm.py).
+   seen is split into a direct part and one by tokens (confirm.py, routes.py). What all of them
+   carry together and what the confirmed ones do are two numbers.
 
 Mediators are chosen by one half of the prompts (or of the trials of each prompt, where trials are
 the units) and confirmed on the other (pathways_choice.py): all that is said of what they carry, the
@@ -30,14 +31,15 @@ from jaxtyping import Float, Int
 
 from circuits.models.hooked import HookedModel
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
-from circuits.replay.confirm import Routes, Setting, confirm, routes
+from circuits.replay.confirm import Setting, confirm, wire
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
 from circuits.replay.outcomes import Outcome, check_outcome
 from circuits.replay.paired import PathwayError, UnitKind, Units
-from circuits.replay.pathways_choice import choose, draw_controls, halves
+from circuits.replay.pathways_choice import choose, confirmed_of, draw_controls, halves
 from circuits.replay.pathways_result import PathwaysResult
-from circuits.replay.pathways_tables import tables_of
+from circuits.replay.pathways_tables import tables_of, with_mediators
+from circuits.replay.routes import Routes, routes
 from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
 
@@ -55,7 +57,7 @@ class Written:
 
     responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length, logprob`. latents:
     its latents.parquet. sites: that it recorded. prompts: token ids by prompt. source: the changes
-    of the patched arm.
+    of the patched arm. dtype: of the model that wrote it, None where that is not known.
     """
 
     responses: pd.DataFrame
@@ -63,6 +65,7 @@ class Written:
     prompts: Mapping[Any, Sequence[int]]
     source: Sequence[Change]
     sites: tuple[Site, ...]
+    dtype: str | None = None
 
     @classmethod
     def of(cls, run: ReplayResult) -> Written:
@@ -70,7 +73,7 @@ class Written:
         prompts = dict(enumerate(run.record["prompt_tokens"]))
         source = [change_of(entry) for entry in run.record["changes"]]
         latents = run.folder / "latents.parquet"
-        return cls(run.responses, latents, prompts, source, run.sites)
+        return cls(run.responses, latents, prompts, source, run.sites, run.record.get("dtype"))
 
     @property
     def others(self) -> list[str]:
@@ -166,21 +169,20 @@ def pathways(
     table = _merged(free, held, estimates, held_units, choosing)
     chosen = choose(table, plan)
     norms = {site: _norms(saes, site) for site, _ in chosen}
-    found = confirm(
-        setting,
-        [prompts[i] for i in confirming],
-        [texts[BASE][i] for i in confirming],
-        chosen,
-        controls=draw_controls(table, chosen, plan.level, norms),
-        batch_size=size,
-        progress=progress,
-    )
-    cells = routes(
-        setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
-    )
+    how = {"batch_size": size, "progress": progress}
+    those = [prompts[i] for i in confirming], [texts[BASE][i] for i in confirming]
+    controls = draw_controls(table, chosen, plan.level, norms)
+    found = confirm(setting, *those, chosen, controls=controls, **how)
+    noise = coarse * max(1.0, float(np.abs(found.base).max()))  # its terms may cancel
+    half = Units.of(held_units.prompt[confirming], held_units.kind)
+    table = with_mediators(table, found, half, plan, noise)
+    wired = wire(setting, *those, found, confirmed_of(table, found.mediators), **how)
+    cells = routes(setting, prompts, texts[BASE], texts[PATCHED], **how)
+    every_unit = (units, held_units, half)
     result = tables_of(
-        table, kept, found, confirming, cells, (units, held_units), setting, plan, coarse
+        table, kept, found, wired, confirming, cells, every_unit, setting, plan, noise
     )
+    result.record["run_dtype"] = written.dtype
     result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
     return result
 

@@ -38,7 +38,7 @@ def given(folder: Path, model: str = "tiny", saes: str = "saes") -> list[object]
 
 def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prompts", folder / "prompts.jsonl", "--latent", "resid_post.1:3", "--value", 4]
-    options += ["--trials", 3, "--max-new-tokens", 5, "--out", folder / "run"]
+    options += ["--trials", 3, "--max-new-tokens", 5, "--dtype", "float64", "--out", folder / "run"]
     status, _, said = run(capsys, "replay", "run", *given(folder), *options)
     assert status == 0, said
     command = ["replay", "pathways", folder / "run"]
@@ -46,13 +46,14 @@ def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[s
     status, shown, said = run(capsys, *command, *given(folder), *more)
     assert status == 0, said
     saved = PathwaysResult.load(folder / "found")
-    assert saved.record["outcome"] == "log odds of 'cat' against 'dog'"
+    assert saved.record["outcome"] == "log odds of 'cat' against 'dog' (nats)"
     assert (saved.record["unit"], saved.record["units"], saved.record["run"]) == (
         "trial",
         15,
         str(folder / "run"),
     )
     assert set(saved.pathways["site"]) == {"resid_post.3"}
+    assert saved.record["dtype"] == "float64"  # the run's own
     # A large change of a random network moves some latents for sure.
     assert len(saved.found()) and len(saved.mediators()) == 2
     assert "With 5 prompts, tests and intervals are over trials" in " ".join(shown.split())

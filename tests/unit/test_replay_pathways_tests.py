@@ -328,12 +328,12 @@ def test_outcomes_as_text() -> None:
     assert read("logit: ").tokens == (32,)
     both = read("difference:a|#7//b")
     assert (both.tokens, both.foils) == ((97, 7), (98,))
-    assert both.name == "log odds of 'a' or '#7' against 'b'"
-    assert read("logprob: ").name == "log probability of ' '"
+    assert both.name == "log odds of 'a' or '#7' against 'b' (nats)"
+    assert read("logprob: ").name == "log probability of ' ' (nats)"
     early = read("difference[1]:a//b")
     assert (early.first, early.tokens, early.foils) == (1, (97,), (98,))
-    assert early.name == "log odds of 'a' against 'b' at the first step"
-    assert read("kl[3]").name == "KL from the no-op run at the first 3 steps"
+    assert early.name == "log odds of 'a' against 'b' at the first step (nats)"
+    assert read("kl[3]").name == "KL from the no-op run at the first 3 steps (nats)"
     assert read("logit:a[1]"[:7]).first is None
     for text, said in (
         ("logit[0]:a", "counts no step"),
