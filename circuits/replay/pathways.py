@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 
 from circuits.models.hooked import HookedModel
+from circuits.models.unembed import unembedding
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
 from circuits.replay.confirm import Setting, confirm, wire
 from circuits.replay.held_changes import held_changes
@@ -135,13 +136,20 @@ def pathways(
 
     saes: those of the source's site and of the downstream sites.
     Raises `PathwayError` for outcomes, sites, arms and kinds that the run or the model lacks, and
-    for too few prompts and trials.
+    for too few prompts and trials, before anything is run.
     """
     if plan.first is not None:
         plan = replace(plan, outcome=replace(plan.outcome, first=plan.first))
     sites = downstream(written, saes, plan.sites)
     trials = Trials.of(written.responses, [BASE, PATCHED, *written.others], plan.kind)
     units = Units.of(_codes(trials.table), plan.unit)
+    again = trials.table.groupby("prompt").cumcount() < (plan.trials or len(trials))
+    kept: Any = trials.table[again].reset_index(drop=True)
+    held_units = Units.of(_codes(kept), plan.unit)
+    every = np.arange(len(kept))
+    choosing, confirming = halves(kept, held_units, plan.seed) if plan.mediators else (every, every)
+    check_outcome(plan.outcome, unembedding(model).shape[1])
+
     widths = {site: saes.sources[site].d_sae for site in sites}
     means = read_means(written.latents, trials, widths)
     fine, coarse = rounding(model.dtype)
@@ -150,14 +158,7 @@ def pathways(
     others = {arm: means[arm] for arm in written.others}
     free = _with_others(free, beside(free, others, means[BASE], units), written.others)
 
-    again = trials.table.groupby("prompt").cumcount() < (plan.trials or len(trials))
-    kept: Any = trials.table[again].reset_index(drop=True)
-    held_units = Units.of(_codes(kept), plan.unit)
-    every = np.arange(len(kept))
-    choosing, confirming = halves(kept, held_units, plan.seed) if plan.mediators else (every, every)
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
-    vocab = model.run(torch.tensor(prompts[:1])).shape[1]
-    check_outcome(plan.outcome, vocab)
     texts = {
         arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
         for arm in (BASE, PATCHED)
