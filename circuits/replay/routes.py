@@ -91,7 +91,7 @@ def routes(
             for row, changes in enumerate(((), setting.source)):
                 found = setting.run(text, changes)
                 reference = reference or found
-                count = text.steps.stop - text.steps.start
+                count = text.count
                 compared = Pass(reference.logits[:, :count] if whole else found.logits, {})
                 values = setting.steps(found, compared)
                 name = CELLS[row + 2 * column]
