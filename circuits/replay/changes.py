@@ -160,14 +160,12 @@ def changes(
     least: int = LEAST_UNITS,
     seed: int = 0,
     rounding: float = 0.0,
-    only: Mapping[Site, Int[np.ndarray, " some"]] | None = None,
 ) -> pd.DataFrame:
     """Latents in the arm `first` against the arm `second`, tested.
 
     rounding: differences of a response up to this share of the latent's largest mean are taken for
         0. (What is only computed in another order is no change, however regular it is.)
-    only: latents to be looked at by site, whether they are active or not; otherwise those that are
-        active in `least` units, as the module says.
+    least: units in which a latent must be active, as the module says.
 
     Columns: `site, latent, units` (active ones), `base` (mean coefficient in `second`), `patched`
     (in `first`), `difference` with `low, high`, `size` with `size_low, size_high` (d_z), `p, q`.
@@ -176,7 +174,7 @@ def changes(
     tables = []
     for site in first:
         count = active_units(first[site], second[site], units)
-        chosen = np.flatnonzero(count >= least) if only is None else only[site]
+        chosen = np.flatnonzero(count >= least)
         for start in range(0, len(chosen), _AT_ONCE):
             some = chosen[start : start + _AT_ONCE]
             a, b = (_columns(arm[site], some) for arm in (first, second))

@@ -31,10 +31,12 @@ from jaxtyping import Float, Int
 
 from circuits.models.hooked import HookedModel
 from circuits.models.unembed import unembedding
+from circuits.replay.arms import LATENT
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
 from circuits.replay.confirm import Setting, confirm, wire
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
+from circuits.replay.log import NO_OP
 from circuits.replay.outcomes import Outcome, check_outcome
 from circuits.replay.paired import PathwayError, UnitKind, Units
 from circuits.replay.pathways_choice import choose, confirmed_of, draw_controls, halves
@@ -47,7 +49,6 @@ from circuits.sites import Site, forward_order
 if TYPE_CHECKING:
     from circuits.replay.result import ReplayResult
 
-BASE, PATCHED = "no-op", "latent"
 _SPACINGS = 100  # of a type's numbers, float32's at most: what differs by no more is rounding
 _HALF_SPACINGS = 4
 
@@ -80,7 +81,7 @@ class Written:
     def others(self) -> list[str]:
         """The arms that are compared with: reconstruction, random-1, ..."""
         found = self.responses["arm"].drop_duplicates()
-        return sorted(str(a) for a in found if a not in (BASE, PATCHED))
+        return sorted(str(a) for a in found if a not in (NO_OP, LATENT))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def pathways(
     if plan.first is not None:
         plan = replace(plan, outcome=replace(plan.outcome, first=plan.first))
     sites = downstream(written, saes, plan.sites)
-    trials = Trials.of(written.responses, [BASE, PATCHED, *written.others], plan.kind)
+    trials = Trials.of(written.responses, [NO_OP, LATENT, *written.others], plan.kind)
     units = Units.of(_codes(trials.table), plan.unit)
     again = trials.table.groupby("prompt").cumcount() < (plan.trials or len(trials))
     kept: Any = trials.table[again].reset_index(drop=True)
@@ -154,31 +155,31 @@ def pathways(
     means = read_means(written.latents, trials, widths)
     fine, coarse = rounding(model.dtype)
     rules = {"least": plan.least, "seed": plan.seed, "rounding": fine}
-    free = changes(means[PATCHED], means[BASE], units, **rules)
+    free = changes(means[LATENT], means[NO_OP], units, **rules)
     others = {arm: means[arm] for arm in written.others}
-    free = _with_others(free, beside(free, others, means[BASE], units), written.others)
+    free = _with_others(free, beside(free, others, means[NO_OP], units), written.others)
 
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
     texts = {
         arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
-        for arm in (BASE, PATCHED)
+        for arm in (NO_OP, LATENT)
     }
     setting = Setting(model, saes, written.source, plan.outcome, plan.outcome.first)
     size = plan.batch_size
-    first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
+    first, second, estimates = held_changes(setting, prompts, texts[NO_OP], sites, size, progress)
     held = changes(first, second, held_units, **rules)
     table = _merged(free, held, estimates, held_units, choosing)
     chosen = choose(table, plan)
     norms = {site: _norms(saes, site) for site, _ in chosen}
     how = {"batch_size": size, "progress": progress}
-    those = [prompts[i] for i in confirming], [texts[BASE][i] for i in confirming]
+    those = [prompts[i] for i in confirming], [texts[NO_OP][i] for i in confirming]
     controls = draw_controls(table, chosen, plan.level, norms)
     found = confirm(setting, *those, chosen, controls=controls, **how)
     noise = coarse * max(1.0, float(np.abs(found.base).max()))  # its terms may cancel
     half = Units.of(held_units.prompt[confirming], held_units.kind)
     table = with_mediators(table, found, half, plan, noise)
     wired = wire(setting, *those, found, confirmed_of(table, found.mediators), **how)
-    cells = routes(setting, prompts, texts[BASE], texts[PATCHED], **how)
+    cells = routes(setting, prompts, texts[NO_OP], texts[LATENT], **how)
     every_unit = (units, held_units, half)
     result = tables_of(
         table, kept, found, wired, confirming, cells, every_unit, setting, plan, noise
@@ -198,8 +199,8 @@ def _replayed(
     """By how much a token's log probability is off, at most, from what the run recorded, on average
     over a response."""
     worst = 0.0
-    for arm, name in ((BASE, "m00"), (PATCHED, "m11")):
-        if plan.outcome.kind == "kl" and arm == PATCHED:
+    for arm, name in ((NO_OP, "m00"), (LATENT, "m11")):
+        if plan.outcome.kind == "kl" and arm == LATENT:
             continue  # responses are cut there
         recorded = np.array(_column(responses, arm, trials, "logprob"))
         lengths = np.array([len(one) for one in texts[arm]])

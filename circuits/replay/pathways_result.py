@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from circuits.graph import Circuit
-from circuits.runs import RunError, default_folder, new_run, read_record, read_tables, write_record
+from circuits.runs import RunError, default_folder, new_run, read_method, read_tables, write_record
 
 if TYPE_CHECKING:
     from circuits.features.bank import FeatureBank
@@ -179,10 +179,7 @@ class PathwaysResult:
     def load(cls, folder: str | Path) -> PathwaysResult:
         """Read a run back; raises `RunError` when the folder holds another one, or not a whole
         one."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "pathways":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        record = read_method(folder, "pathways")
         pathways, effects, steps, trials = read_tables(folder, TABLES)
         if "confirmed" not in set(effects["name"]):
             raise RunError(
