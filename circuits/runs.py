@@ -179,6 +179,20 @@ def read_record(folder: Path | str) -> dict[str, Any]:
     return record
 
 
+def read_method(folder: Path | str, method: str) -> dict[str, Any]:
+    """The record of a finished run of a method, without its format.
+
+    Raises `RunError` when the folder holds a run of another one, or none.
+    """
+    record = read_record(folder)
+    record.pop("format")
+    if record.get("method") != method:
+        raise RunError(
+            f"{folder} holds a run of {record.get('method')!r}: one of {method!r} is expected."
+        )
+    return record
+
+
 def read_pairs_run(
     folder: Path | str, method: str
 ) -> tuple[pd.DataFrame, PromptPairs, dict[str, Any]]:
@@ -186,10 +200,7 @@ def read_pairs_run(
 
     Raises `RunError` when the folder holds a run of another method, or not a whole one.
     """
-    record = read_record(folder)
-    record.pop("format")
-    if record.get("method") != method:
-        raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+    record = read_method(folder, method)
     try:
         prompts = PromptPairs.of_record(record)
     except (KeyError, TypeError) as error:

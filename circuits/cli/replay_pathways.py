@@ -19,6 +19,7 @@ from circuits.errors import CircuitsError
 if TYPE_CHECKING:
     from circuits.models.hooked import HookedModel
     from circuits.saes import SaeSet
+    from circuits.task import Task
 
 
 def pathways_command(
@@ -75,6 +76,10 @@ def pathways_command(
         str | None,
         typer.Option("--bank", help="embedded, or a `circuits features` run: cards of latents."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="The run's task, or its path if it is your own [by name]."),
+    ] = None,
     model: options.ModelOption = None,
     saes: options.SaesOption = "embedded",
     layers: options.LayersOption = None,
@@ -82,15 +87,19 @@ def pathways_command(
     width: options.WidthOption = None,
     sae_memory: options.SaeMemoryOption = None,
     device: options.DeviceOption = None,
-    dtype: options.DtypeOption = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16, float16 or float64 [the run's]."),
+    ] = None,
     seed: options.SeedOption = None,
     out: options.OutOption = None,
 ) -> None:
     """Which downstream latents a change moves, what they carry of its effect, and what goes by the
     words: of a finished replay."""
     from circuits.features import FeatureBank
+    from circuits.models.unembed import unembedding
     from circuits.replay import ReplayResult
-    from circuits.replay.outcomes import Outcome, parse_outcome, read_sides
+    from circuits.replay.outcomes import Outcome, check_outcome, parse_outcome, read_sides
     from circuits.replay.pathways import Plan, Written, pathways
     from circuits.runs import check_new, default_folder
     from circuits.sites import Site
@@ -99,41 +108,76 @@ def pathways_command(
         read_sides(outcome)
     run = ReplayResult.load(folder)
     wanted = None if sites is None else tuple(Site.parse(s.strip()) for s in sites.split(","))
-    task = str(run.record.get("task") or "custom")
-    target = out or default_folder(task, "pathways")
+    name = str(run.record.get("task") or "custom")
+    target = out or default_folder(name, "pathways")
     check_new(target)
+    known = task_of(run.record, task)
+    if known is None and name != "custom" and outcome is None:
+        where = str(run.record.get("task_from") or name)
+        raise CircuitsError(
+            f"the run is of the task {name!r}, which is none of those here: give --task with the "
+            f"path of its folder or file{'' if where == name else f' ({where})'}, or --outcome, "
+            "such as kl, to go without it."
+        )
     plan = Plan(
         Outcome("kl"), wanted, kind, unit, fdr, mediators, min_units, steps, trials, batch_size
     )
     written = Written.of(run)
     cards = None if bank is None else FeatureBank.load(bank)
     with interruptible(keeps=False):
-        loaded = load_as_run(run.record, model, device, dtype)
+        loaded = load_as_run(run.record, known, model, device, dtype or str(run.record["dtype"]))
+        text = outcome or task_outcome(known, loaded, run.record.get("task_options", {})) or "kl"
+        plan = replace(plan, outcome=parse_outcome(text, loaded.tokenizer), seed=seed or 0)
+        check_outcome(plan.outcome, unembedding(loaded).shape[1])  # before SAEs are fetched
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         found = same_saes(run.record, found)
-        given = run.record.get("task_options", {})
-        text = outcome or task_outcome(task, loaded, given) or "kl"
-        plan = replace(plan, outcome=parse_outcome(text, loaded.tokenizer), seed=seed or 0)
         result = pathways(written, loaded, found, plan)
-    result.record.update(command=ctx.obj, task=task, run=str(folder))
+    result.record.update(command=ctx.obj, task=name, run=str(folder))
     result.save(target, cards)
     print_pathways(result)
     console.print(f"Saved {target}; open {target}/pathways.html", highlight=False, markup=False)
 
 
+def task_of(record: Mapping[str, Any], given: str | None) -> Task | None:
+    """The task of a run: the one that is given, by name or path, or else the one that the run
+    names. None for prompts of one's own, and for tasks that are none of those here.
+
+    Raises `TaskError` for a task that is given and not there, and `CircuitsError` for one that is
+    not the run's.
+    """
+    from circuits.task import TaskError, load_task
+
+    name = str(record.get("task") or "custom")
+    if given is not None:
+        task = load_task(given)
+        if task.name != name:
+            raise CircuitsError(f"the run is of {name!r}, and --task {given} is {task.name!r}.")
+        return task
+    # What was given by a path is not what has its name here, and no code is run because a record
+    # names it.
+    if name == "custom" or record.get("task_from", name) != name:
+        return None
+    try:
+        return load_task(name)
+    except TaskError:
+        return None
+
+
 def load_as_run(
-    record: dict[str, Any], model: str | None, device: str | None, dtype: str
+    record: Mapping[str, Any],
+    task: Task | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
 ) -> HookedModel:
     """The model of a run; raises `CircuitsError` when it is another one."""
     from circuits.models.load import load_model
-    from circuits.task import load_task
 
     name = model or str(record["model"])
-    task = str(record.get("task") or "custom")
-    if task == "custom":
+    if task is None:
         loaded = load_model(name, device=device, dtype=dtype)
     else:
-        loaded = load_task(task).load(name, device=device, dtype=dtype)
+        loaded = task.load(name, device=device, dtype=dtype)
     if loaded.sha256 != record["model_sha256"]:
         raise CircuitsError(
             f"the run is of {record['model']}, and {name} has other weights: give --model as the "
@@ -165,14 +209,10 @@ def same_saes(record: dict[str, Any], found: SaeSet) -> SaeSet:
 
 
 def task_outcome(
-    task: str, model: HookedModel, options: Mapping[str, Any] | None = None
+    task: Task | None, model: HookedModel, options: Mapping[str, Any] | None = None
 ) -> str | None:
     """The outcome that a task names for a model, and for prompts drawn with options of its own, if
     it does."""
-    from circuits.task import load_task
-
-    if task == "custom":
-        return None
-    own = getattr(load_task(task), "outcome", None)
+    own = getattr(task, "outcome", None)
     named = own(model, **(options or {})) if callable(own) else own
     return None if named is None else str(named)

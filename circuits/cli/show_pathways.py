@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "total": "total, text held",
-    "mediated": "  by all mediators together",
-    "controls": "  by as many others that change alike",
+    "confirmed": "  by the confirmed mediators together",
+    "rest": "  left with these frozen",
+    "mediated": "  by all mediators, confirmed or not",
     "direct": "  left with all of them frozen",
+    "controls": "  by as many others that change alike",
     "seen": "seen in the run",
     "seen_direct": "  direct",
     "seen_by_tokens": "  by tokens",
@@ -44,10 +46,10 @@ def _print_effects(result: PathwaysResult) -> None:
     table.add_column("part", no_wrap=True)
     table.add_column("mean, 95% interval", justify="right")
     table.add_column("share", justify="right")
-    for row in result.effects.to_dict("records"):
-        if row["name"] in _NAMES:
-            share = of_row(row, "share", ".0%") if not row["problem"] else row["problem"]
-            table.add_row(_NAMES[row["name"]], escaped(_value(row)), escaped(share))
+    for name, said in _NAMES.items():
+        row = dict(result.effect(name))
+        share = of_row(row, "share", ".0%") if not row["problem"] else row["problem"]
+        table.add_row(said, escaped(_value(row)), escaped(share))
     console.print(table)
 
 

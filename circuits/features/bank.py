@@ -19,7 +19,7 @@ from circuits.features.card import Card
 from circuits.features.describe import describe
 from circuits.features.neuronpedia import fetch_description
 from circuits.features.seen import Seen
-from circuits.runs import RunError, default_folder, new_run, read_record, write_record
+from circuits.runs import RunError, default_folder, new_run, read_method, write_record
 from circuits.sites import Site
 
 _LATENTS, _EXAMPLES, _VOCABULARY = "latents.parquet", "examples.parquet", "vocabulary.parquet"
@@ -170,10 +170,7 @@ class FeatureBank:
     def load(cls, folder: str | Path = "embedded") -> FeatureBank:
         """Read a bank; "embedded" is the one of the embedded SAEs."""
         path = EMBEDDED if str(folder) == "embedded" else Path(folder)
-        record = read_record(path)
-        record.pop("format", None)
-        if record.get("method") != "features":
-            raise BankError(f"{path} holds a run of {record.get('method')!r}, not a bank.")
+        record = read_method(path, "features")
         try:
             latents, shown, words = (
                 pd.read_parquet(path / name) for name in (_LATENTS, _EXAMPLES, _VOCABULARY)

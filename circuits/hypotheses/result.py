@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from circuits.hypotheses.endpoint import Endpoint
-from circuits.runs import RunError, default_folder, new_run, read_record, read_tables, write_record
+from circuits.runs import default_folder, new_run, read_method, read_tables, write_record
 
 _TABLES = ("hypotheses", "descriptions")
 VERDICTS = ("holds", "fails", "not enough data")
@@ -103,9 +103,6 @@ class HypothesesResult:
     def load(cls, folder: str | Path) -> HypothesesResult:
         """Read a run back; raises `RunError` when the folder holds another one, or not a whole
         one."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "hypotheses":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        record = read_method(folder, "hypotheses")
         table, descriptions = read_tables(folder, _TABLES)
         return cls(table, record, descriptions)

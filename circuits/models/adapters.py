@@ -82,9 +82,9 @@ class Adapter(Protocol):
         ...
 
     def forward_all(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position vocab"]:
-        """Logits at every position."""
+        self, tokens: Int[Tensor, "row position"], last: int | None = None
+    ) -> Float[Tensor, "row some vocab"]:
+        """Logits at every position, or at so many of the last ones."""
         ...
 
     def forward_keeping(

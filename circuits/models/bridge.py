@@ -80,7 +80,7 @@ class BridgeAdapter:
         self._returns_tuple = False
         self._unembedding: nn.Module = self._hf.get_output_embeddings()
         accepted = inspect.signature(self._hf.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._keeps = "logits_to_keep" in accepted
 
     def _find_layers(self) -> nn.ModuleList:
         first = self.module.blocks[0]
@@ -129,17 +129,19 @@ class BridgeAdapter:
     def forward(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row vocab"]:
         return self._last_logits(input_ids=tokens, use_cache=False).logits[:, -1]
 
-    def _last_logits(self, **arguments: Any) -> Any:
-        # The last position of every row is a strided slice, for which torch multiplies row by row
+    def _last_logits(self, count: int = 1, **arguments: Any) -> Any:
+        # The last positions of every row are a strided slice, for which torch multiplies row by row
         # with the whole unembedding matrix (15 times slower); a contiguous copy is one product.
         with HookSet() as hooks:
             hooks.on_input(self._unembedding, "unembedding", Tensor.contiguous)
-            return self._hf(**arguments, **self._last_only)
+            return self._hf(**arguments, **({"logits_to_keep": count} if self._keeps else {}))
 
     def forward_all(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position vocab"]:
-        return self._hf(input_ids=tokens, use_cache=False).logits
+        self, tokens: Int[Tensor, "row position"], last: int | None = None
+    ) -> Float[Tensor, "row some vocab"]:
+        if last is None:
+            return self._hf(input_ids=tokens, use_cache=False).logits
+        return self._last_logits(last, input_ids=tokens, use_cache=False).logits[:, -last:]
 
     def forward_keeping(
         self, tokens: Int[Tensor, "row position"]

@@ -237,16 +237,22 @@ class HookedModel:
 
     @torch.no_grad()
     def run_all_positions(
-        self, inputs: Inputs | Tensor, edits: Mapping[Site, Edit] | None = None
-    ) -> Float[Tensor, "row position vocab"]:
+        self,
+        inputs: Inputs | Tensor,
+        edits: Mapping[Site, Edit] | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "row some vocab"]:
         """Logits at every position, with the activations at sites changed by `edits`.
 
         edits: per site a function of the activations there [row, position, width] (`z` with its
             heads side by side), which are already changed by the edits below.
+        last: at how many of the last positions logits are wanted; None for all.
         """
         if isinstance(inputs, Tensor) and self._thoughts is not None:
             parts = self._thoughts.patterns(inputs)
-            found = [self.run_all_positions(self.inputs(inputs[rows]), edits) for rows in parts]
+            found = [
+                self.run_all_positions(self.inputs(inputs[rows]), edits, last) for rows in parts
+            ]
             return torch.cat(found)[torch.cat(parts).argsort().to(self.device)]
         given = self.inputs(inputs)
         if given.rolled:
@@ -254,11 +260,12 @@ class HookedModel:
             def edit(hooks: HookSet, start: int, stop: int) -> None:
                 self.hook_edits(hooks, edits or {}, start)
 
-            return run_stepped(self.adapter, given, self.change(edit), every=True).logits
+            logits = run_stepped(self.adapter, given, self.change(edit), every=True).logits
+            return logits if last is None else logits[:, -last:]
         with HookSet() as hooks:
             self.hook_inputs(hooks, given)
             self.hook_edits(hooks, edits or {})
-            return self.adapter.forward_all(given.tokens)
+            return self.adapter.forward_all(given.tokens, last)
 
     @torch.no_grad()
     def cache(

@@ -84,9 +84,10 @@ class TransformerAdapter:
         return self._last_logits(tokens)
 
     def forward_all(
-        self, tokens: Int[Tensor, "row position"]
-    ) -> Float[Tensor, "row position vocab"]:
-        return self._unembed(self.module(tokens, stop_at_layer=self.n_layers))
+        self, tokens: Int[Tensor, "row position"], last: int | None = None
+    ) -> Float[Tensor, "row some vocab"]:
+        residual = self.module(tokens, stop_at_layer=self.n_layers)
+        return self._unembed(residual if last is None else residual[:, -last:])
 
     def forward_keeping(
         self, tokens: Int[Tensor, "row position"]

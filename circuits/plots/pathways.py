@@ -119,7 +119,12 @@ def mediators_figure(result: PathwaysResult) -> go.Figure:
     if not rows:
         raise PlotError("no latent was frozen.")
     figure = go.Figure()
-    labels = [f"{row['site']} {row['latent']}" for row in rows]
+    labels = [
+        f"<b>{row['site']} {row['latent']}</b>"
+        if row["confirmed"]
+        else f"{row['site']} {row['latent']}"
+        for row in rows
+    ]
     for name, shown, colour in (
         ("mediated", "lost when frozen", BLUE),
         ("alone", "by itself", _GREEN),
@@ -136,24 +141,34 @@ def mediators_figure(result: PathwaysResult) -> go.Figure:
             error_x={**_bars(value, low, high, "#444"), "width": 2},
             hovertemplate=f"{shown}: %{{x:.3g}}<extra>%{{y}}</extra>",
         )
-    total, direct = result.effect("total"), result.effect("direct")
-    for row, colour, dash in ((total, "#222", "solid"), (direct, RED, "dash")):
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    total, rest, direct = (result.effect(name) for name in ("total", "rest", "direct"))
+    n, apart = sum(row["confirmed"] for row in rows), ""
+    drawn = [(total, "#222", "solid"), (direct, RED, "dash")]
+    if n < len(rows):
+        drawn.append((rest, RED, "dot"))
+        apart = f"; red dots: with the confirmed ones (bold, {n}) frozen, {rest['value']:+.3g}"
+    for row, colour, dash in drawn:
         figure.add_vline(x=row["value"], line={"color": colour, "dash": dash, "width": 1.5})
     lines = [
         f"On {result.record['outcome']}, with the text held, 95% intervals over "
         f"{result.record['units_confirmed']} {result.record['unit_held']}s that did not choose "
         f"the latents. Black line: the total "
         f"effect, {total['value']:+.3g}; red dashes: what is left with all of them frozen, "
-        f"{direct['value']:+.3g}. Parts of latents that drive each other overlap.",
+        f"{direct['value']:+.3g}{apart}. Parts of latents that drive each other overlap.",
     ]
     top = title(figure, "What mediators carry", f", {_where(result)}", lines)
     figure.update_layout(
         template="plotly_white",
         width=WIDTH,
-        height=top + 2 * len(rows) * _ROW + 110,
-        margin={"l": 210, "r": 30, "t": top + 10, "b": 90},
+        height=top + 2 * len(rows) * _ROW + 130,
+        margin={"l": 210, "r": 30, "t": top + 10, "b": 110},
         legend={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "x": 0},
         barmode="group",
+    )
+    unit = result.record["outcome_unit"]
+    figure.update_xaxes(
+        title=f"effect on the outcome, {unit} (patched - no-op; positive: the change raises it)"
     )
     figure.update_yaxes(autorange="reversed")
     return figure
@@ -170,6 +185,7 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
         figure.add_scatter(
             x=[*known["step"], *known["step"][::-1]],
             y=[*known["high"], *known["low"][::-1]],
+            mode="lines",
             fill="toself",
             fillcolor=f"rgba({red},{green},{blue},0.12)",
             line={"width": 0},
@@ -188,11 +204,13 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
             text=[f"{n} trials" for n in mine["trials"]],
             hovertemplate=f"{name}: %{{y:.3g}}, step %{{x}}, %{{text}}<extra></extra>",
         )
+    record = result.record
     lines = [
-        f"On {result.record['outcome']}. Direct: the change with the no-op arm's tokens; by "
-        "tokens: the patched arm's tokens without the change; with the interaction they add up to "
-        "the total. A step is over the trials in which neither arm has stopped before it, fewer "
-        "and others the later it is. Bands are 95% intervals, where 6 units or more are left.",
+        f"On {record['outcome']}; positive: the change raises it. Direct: the change with the "
+        "no-op arm's tokens; by tokens: the patched arm's tokens without the change; with the "
+        "interaction they add up to the total. A step is over the trials in which neither arm has "
+        "stopped before it, fewer and others the later it is. Bands are 95% intervals, where 6 "
+        "units or more are left.",
     ]
     top = title(figure, "Direct and by tokens", f", {_where(result)}", lines)
     figure.update_layout(
@@ -203,7 +221,9 @@ def steps_figure(result: PathwaysResult) -> go.Figure:
         legend={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "x": 0},
     )
     figure.update_xaxes(title="generated step")
-    figure.update_yaxes(title="effect", zerolinecolor="#444")
+    figure.update_yaxes(
+        title=f"effect, {record['outcome_unit']} (patched - no-op)", zerolinecolor="#444"
+    )
     return figure
 
 

@@ -15,7 +15,7 @@ from circuits.runs import (
     RunError,
     default_folder,
     new_run,
-    read_record,
+    read_method,
     read_scores,
     read_tables,
     write_record,
@@ -158,10 +158,7 @@ class PredictResult:
     @classmethod
     def load(cls, folder: str | Path) -> PredictResult:
         """Read a run back; the same object as the one that was saved."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "predict":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        record = read_method(folder, "predict")
         if "targets" not in record:
             raise RunError(f"{folder} is not a whole run of predicting: it has no targets.")
         predictions, features, cells = read_tables(folder, _TABLES)

@@ -31,12 +31,13 @@ from circuits.replay.interventions import (
     edits_of,
     touched,
 )
+from circuits.replay.log import NO_OP
 from circuits.replay.prompts import Prompts, batches, count_batches
 from circuits.replay.sampling import Sampling
 from circuits.saes import SaeSet
 from circuits.sites import Site
 
-NO_OP, RECONSTRUCTION, LATENT = "no-op", "reconstruction", "latent"
+RECONSTRUCTION, LATENT = "reconstruction", "latent"
 _NEAREST = 50  # latents of about the same rate, among which random ones are drawn
 _FACTOR = 2.0  # rates that are no further apart are matched
 _ALIKE = 0.5  # cosine of decoder rows from which on a latent is no control for another

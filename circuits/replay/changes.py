@@ -88,40 +88,53 @@ def read_means(path: Path, trials: Trials, widths: Mapping[Site, int]) -> dict[s
     path: latents.parquet, read piece by piece: memory grows with the trials and not with their
         steps. widths: latents of the dictionaries of the sites that are wanted.
     """
-    number = {
-        key: i
-        for i, key in enumerate(zip(trials.table["prompt"], trials.table["trial"], strict=True))
-    }
-    columns = ["arm", "prompt", "trial", "site", "latent", "value"]
-    parts: dict[tuple[str, Site], list[sparse.csr_array]] = {}
-    for batch in pq.ParquetFile(path).iter_batches(1 << 20, columns=columns):
-        table: Any = batch.to_pandas()
-        for (arm, name), part in table.groupby(["arm", "site"], observed=True):
-            site = Site.parse(str(name))
-            if arm not in trials.lengths or site not in widths:
-                continue
-            keys = zip(part["prompt"], part["trial"], strict=True)
-            rows = np.fromiter((number.get(key, -1) for key in keys), dtype=int, count=len(part))
-            kept = rows >= 0
-            entries = part["value"].to_numpy(dtype=np.float64)[kept]
-            at = rows[kept], part["latent"].to_numpy(dtype=int)[kept]
-            shape = (len(trials), widths[site])
-            made = sparse.coo_array((entries, at), shape=shape).tocsr()
-            parts.setdefault((str(arm), site), []).append(made)
-    return {
-        arm: {
-            site: _over(parts.get((arm, site), []), lengths, (len(trials), width))
-            for site, width in widths.items()
-        }
-        for arm, lengths in trials.lengths.items()
-    }
+    known = {name: np.unique(trials.table[name]) for name in ("prompt", "trial")}
+    number = np.full([len(some) + 1 for some in known.values()], -1)  # the last for all others
+    number[*(_codes(trials.table[name], some) for name, some in known.items())] = trials.table.index
+    named = [(arm, str(site)) for arm in trials.lengths for site in widths]
+    shapes = [(len(trials), width) for _ in trials.lengths for width in widths.values()]
+    parts: list[list[sparse.csr_array]] = [[] for _ in named]
+    columns = ["arm", "site", "prompt", "trial", "latent", "value"]
+    file = pq.ParquetFile(path, read_dictionary=["arm", "site"])
+    for batch in file.iter_batches(1 << 20, columns=columns):
+        values = {name: batch[name].to_numpy(zero_copy_only=False) for name in columns[2:]}
+        rows = number[*(_codes(values[name], some) for name, some in known.items())]
+        pair = np.where(rows >= 0, _pairs(batch["arm"], batch["site"], named), -1)
+        for one in np.flatnonzero(np.bincount(pair[pair >= 0], minlength=1)):
+            mine = pair == one
+            entries = values["value"][mine].astype(np.float64)
+            at = rows[mine], values["latent"][mine]
+            parts[one].append(sparse.coo_array((entries, at), shape=shapes[one]).tocsr())
+    found: dict[str, Means] = {arm: {} for arm in trials.lengths}
+    for (arm, name), some, shape in zip(named, parts, shapes, strict=True):
+        each = sparse.diags_array(1 / trials.lengths[arm])
+        found[arm] = {**found[arm], Site.parse(name): sparse.csr_array(each @ summed(some, shape))}
+    return found
 
 
-def _over(
-    sums: Sequence[sparse.csr_array], lengths: Int[np.ndarray, " trial"], shape: tuple[int, int]
-) -> sparse.csr_array:
-    total = sum(sums, sparse.csr_array(shape, dtype=np.float64))
-    return sparse.csr_array(sparse.diags_array(1 / lengths) @ total)
+def _codes(values: Any, known: Any) -> Int[np.ndarray, " row"]:
+    """The place of each value among the sorted `known` ones, -1 for others."""
+    values = np.asarray(values)
+    at = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[at] == values, at, -1)
+
+
+def _pairs(arms: Any, sites: Any, named: Sequence[tuple[str, str]]) -> Int[np.ndarray, " row"]:
+    """The place of each row's arm and site, which are dictionaries, in `named`, -1 for others."""
+    places = {pair: i for i, pair in enumerate(named)}
+    arm, site = (column.dictionary.to_pylist() for column in (arms, sites))
+    table = np.array([[places.get((a, s), -1) for s in site] for a in arm])
+    return table[arms.indices.to_numpy(), sites.indices.to_numpy()]
+
+
+def summed(parts: Sequence[sparse.csr_array], shape: tuple[int, int]) -> sparse.csr_array:
+    """The sum of sparse matrices of one shape, in one step."""
+    if not parts:
+        return sparse.csr_array(shape, dtype=np.float64)
+    some = [part.tocoo() for part in parts]
+    at = tuple(np.concatenate([one.coords[axis] for one in some]) for axis in (0, 1))
+    values = np.concatenate([one.data for one in some])
+    return sparse.csr_array(sparse.coo_array((values, at), shape=shape))
 
 
 def active_units(
@@ -147,14 +160,12 @@ def changes(
     least: int = LEAST_UNITS,
     seed: int = 0,
     rounding: float = 0.0,
-    only: Mapping[Site, Int[np.ndarray, " some"]] | None = None,
 ) -> pd.DataFrame:
     """Latents in the arm `first` against the arm `second`, tested.
 
     rounding: differences of a response up to this share of the latent's largest mean are taken for
         0. (What is only computed in another order is no change, however regular it is.)
-    only: latents to be looked at by site, whether they are active or not; otherwise those that are
-        active in `least` units, as the module says.
+    least: units in which a latent must be active, as the module says.
 
     Columns: `site, latent, units` (active ones), `base` (mean coefficient in `second`), `patched`
     (in `first`), `difference` with `low, high`, `size` with `size_low, size_high` (d_z), `p, q`.
@@ -163,7 +174,7 @@ def changes(
     tables = []
     for site in first:
         count = active_units(first[site], second[site], units)
-        chosen = np.flatnonzero(count >= least) if only is None else only[site]
+        chosen = np.flatnonzero(count >= least)
         for start in range(0, len(chosen), _AT_ONCE):
             some = chosen[start : start + _AT_ONCE]
             a, b = (_columns(arm[site], some) for arm in (first, second))

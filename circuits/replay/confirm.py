@@ -17,15 +17,9 @@ the direct parts of source and mediators add up to the total; what is left with 
 together is the source's direct part. With an outcome that is not linear they need not, and what is
 reported is what was measured.
 
-Direct and token-mediated effect, with the tokens of either arm and the source changed or not:
-
-                        no-op arm's tokens   patched arm's tokens
-    source as it is     m00                  m01
-    source changed      m10                  m11
-
-    direct = m10 - m00, by_tokens = m01 - m00, interaction = m11 - m10 - m01 + m00; they add up to
-    m11 - m00, the effect that was seen in the run. Each m is a mean over the steps of its own
-    tokens. Step by step, only trials count in which both texts have the step.
+Where only some mediators are confirmed, those are wired once more without the others (`wire`): what
+is said of them together, and the graph that shows them alone, then leave nothing out, as what goes
+by the others is in the source's part again.
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,7 +40,6 @@ from circuits.replay.outcomes import Outcome, steps_mean
 from circuits.saes import SaeSet
 from circuits.sites import Site
 
-CELLS = ("m00", "m10", "m01", "m11")
 Mediator = tuple[Site, int]
 
 
@@ -76,28 +69,38 @@ class Setting:
         return steps_mean(steps.double(), text.lengths, self.first).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Confirmed:
-    """Outcomes trial by trial, as differences from the no-op run; see the module.
+@dataclass(frozen=True, kw_only=True)
+class Wired:
+    """How the source reaches the outcome through these mediators and past them, trial by trial, as
+    differences from the no-op run; see the module.
 
-    base: m(no-op) itself. left, alone, direct: by mediator. left_all: with all frozen, which is
-    the source's direct part; left_controls: with as many random latents frozen
-    instead, NaN without any. reach: the change of mediator j when only i is at its changed values;
-    reach_source: when only the source is. moved: the mediators' whole change. source: the
-    coefficient of the (first) source as it is and changed. Coefficients are means over steps.
+    left_all: with all of them frozen, what the source does by none of them. direct: by mediator.
+    reach: the change of mediator j when only i is at its changed values; reach_source: when only
+    the source is. Coefficients are means over steps.
     """
 
     mediators: tuple[Mediator, ...]
+    left_all: Float[np.ndarray, " trial"]
+    direct: Float[np.ndarray, "trial mediator"]
+    reach_source: Float[np.ndarray, "trial mediator"]
+    reach: Float[np.ndarray, "trial mediator other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed(Wired):
+    """And what each of them carries.
+
+    base: m(no-op) itself. left, alone: by mediator. left_controls: with as many other latents
+    frozen instead, NaN without any. moved: the mediators' whole change. source: the coefficient of
+    the (first) source as it is and changed.
+    """
+
     base: Float[np.ndarray, " trial"]
     total: Float[np.ndarray, " trial"]
-    left_all: Float[np.ndarray, " trial"]
     left_controls: Float[np.ndarray, " trial"]
     left: Float[np.ndarray, "trial mediator"]
     alone: Float[np.ndarray, "trial mediator"]
-    direct: Float[np.ndarray, "trial mediator"]
     moved: Float[np.ndarray, "trial mediator"]
-    reach_source: Float[np.ndarray, "trial mediator"]
-    reach: Float[np.ndarray, "trial mediator other"]
     source: Float[np.ndarray, "trial 2"]
 
 
@@ -116,21 +119,59 @@ def confirm(
     prompts, given: tokens of every trial's prompt and of its response in the no-op arm.
     mediators, controls: at sites after the source's, in any order.
     """
-    n, k = len(prompts), len(mediators)
     parts: dict[str, np.ndarray] = {}
-    sizes: dict[str, tuple[int, ...]] = {"reach": (n, k, k), "source": (n, 2)}
-    for name in ("base", "total", "left_all", "left_controls"):
-        sizes[name] = (n,)
-    for name in ("left", "alone", "direct", "moved", "reach_source"):
-        sizes[name] = (n, k)
-    for name, size in sizes.items():
-        parts[name] = np.zeros(size)
     groups = list(batches(prompts, given, batch_size))
     for rows in tqdm(groups, desc="freezing mediators", unit="batch", disable=not progress):
         text = text_of(rows, [prompts[i] for i in rows], [given[i] for i in rows])
-        for name, value in _batch(setting, text, mediators, controls).items():
-            parts[name][rows] = value
-    return Confirmed(tuple(mediators), **parts)
+        _put(parts, rows, len(prompts), _batch(setting, text, mediators, controls))
+    return Confirmed(mediators=tuple(mediators), **parts)
+
+
+def wire(
+    setting: Setting,
+    prompts: Sequence[Sequence[int]],
+    given: Sequence[Sequence[int]],
+    found: Confirmed,
+    some: Sequence[int],
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Wired:
+    """Wire some of the mediators without the others; for all of them or none, nothing is run.
+
+    prompts, given: as `confirm` was given them. some: numbers of mediators in `found`.
+    """
+    if len(some) == len(found.mediators):
+        return found
+    mediators = [found.mediators[i] for i in some]
+    if not mediators:
+        none = np.zeros((len(prompts), 0))
+        return Wired(
+            mediators=(),
+            left_all=found.total,
+            direct=none,
+            reach_source=none,
+            reach=none[..., None],
+        )
+    parts: dict[str, np.ndarray] = {}
+    groups = list(batches(prompts, given, batch_size))
+    for rows in tqdm(groups, desc="wiring confirmed ones", unit="batch", disable=not progress):
+        text = text_of(rows, [prompts[i] for i in rows], [given[i] for i in rows])
+        watch = list(dict.fromkeys(site for site, _ in mediators))
+        off, on = (setting.run(text, changes, watch) for changes in ((), setting.source))
+        _put(parts, rows, len(prompts), _wired(setting, text, off, on, mediators))
+    return Wired(mediators=tuple(mediators), **parts)
+
+
+def _put(
+    parts: dict[str, np.ndarray],
+    rows: Int[np.ndarray, " row"],
+    count: int,
+    batch: Mapping[str, Float[np.ndarray, "row ..."]],
+) -> None:
+    """A batch's rows into arrays of `count` trials."""
+    for name, value in batch.items():
+        parts.setdefault(name, np.zeros((count, *value.shape[1:])))[rows] = value
 
 
 def _batch(
@@ -140,6 +181,38 @@ def _batch(
     before = [setting.source[0].site, *(site for site, _ in controls), *watch]
     off = setting.run(text, (), before)
     on = setting.run(text, setting.source, watch)
+    low, high = (_values(setting.saes, one, mediators) for one in (off, on))
+    base = setting.mean(off, off, text)
+
+    def effect(changes: Sequence[Change]) -> np.ndarray:
+        return setting.mean(setting.run(text, changes), off, text) - base
+
+    still = _values(setting.saes, off, controls)
+    random = [*setting.source, *(_hold(m, still[m]) for m in controls)]
+    wired = _wired(setting, text, off, on, mediators)
+    found: dict[str, np.ndarray] = {
+        **wired,
+        "base": base,
+        "total": setting.mean(on, off, text) - base,
+        "left_controls": effect(random) if controls else np.full(len(base), np.nan),
+        "moved": _step_means(text, [high[m] - low[m] for m in mediators]),
+        "source": _source(setting, off, text),
+    }
+    if len(mediators) == 1:  # without others, these are one and the same
+        return found | {"left": wired["left_all"][:, None], "alone": wired["direct"]}
+    for name in ("left", "alone"):
+        found[name] = np.zeros((len(base), len(mediators)))
+    for i, mediator in enumerate(mediators):
+        found["left"][:, i] = effect([*setting.source, _hold(mediator, low[mediator])])
+        found["alone"][:, i] = effect([_hold(mediator, high[mediator])])
+    return found
+
+
+def _wired(
+    setting: Setting, text: Text, off: Pass, on: Pass, mediators: Sequence[Mediator]
+) -> dict[str, Float[np.ndarray, "row ..."]]:
+    """What `Wired` holds. off, on: watched where the mediators are."""
+    watch = list(dict.fromkeys(site for site, _ in mediators))
     low, high = (_values(setting.saes, one, mediators) for one in (off, on))
     base = setting.mean(off, off, text)
     frozen = [_hold(m, low[m]) for m in mediators]
@@ -153,33 +226,19 @@ def _batch(
 
     held = setting.run(text, [*setting.source, *frozen], watch) if mediators else on
     k = len(mediators)
-    still = _values(setting.saes, off, controls)
-    random = [*setting.source, *(_hold(m, still[m]) for m in controls)]
-    nan = np.full(len(base), np.nan)
-    found: dict[str, np.ndarray] = {
-        "base": base,
-        "total": effect(on),
+    made = {
         "left_all": effect(held),
-        "left_controls": effect(setting.run(text, random)) if controls else nan,
-        "moved": _step_means(text, [high[m] - low[m] for m in mediators]),
+        "direct": np.zeros((len(base), k)),
         "reach_source": reach(held),
         "reach": np.zeros((len(base), k, k)),
-        "source": _source(setting, off, text),
     }
-    for name in ("left", "alone", "direct"):
-        found[name] = np.zeros((len(base), k))
     for i, mediator in enumerate(mediators):
-        put = _hold(mediator, high[mediator])
         others = [f for j, f in enumerate(frozen) if j != i]
-        single = held if k == 1 else setting.run(text, [*setting.source, frozen[i]])
-        by_itself = setting.run(text, [put], watch if k == 1 else ())
-        straight = by_itself if k == 1 else setting.run(text, [put, *others], watch)
-        found["left"][:, i] = effect(single)
-        found["alone"][:, i] = effect(by_itself)
-        found["direct"][:, i] = effect(straight)
-        found["reach"][:, i] = reach(straight)
-        found["reach"][:, i, i] = 0.0
-    return found
+        straight = setting.run(text, [_hold(mediator, high[mediator]), *others], watch)
+        made["direct"][:, i] = effect(straight)
+        made["reach"][:, i] = reach(straight)
+        made["reach"][:, i, i] = 0.0
+    return made
 
 
 def _source(setting: Setting, off: Pass, text: Text) -> Float[np.ndarray, "row 2"]:
@@ -217,88 +276,3 @@ def _step_means(
         return np.zeros((len(text.trial), 0))
     means = [steps_mean(v[:, text.steps].double(), text.lengths, None) for v in values]
     return torch.stack(means, 1).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class Routes:
-    """The four cells, as outcomes.
-
-    cells: mean over the steps of each response, by name. steps: [trial, step] by name, NaN where
-        the text has no such step. logprobs: of each response, by name, natural logarithms.
-    """
-
-    cells: Mapping[str, Float[np.ndarray, " trial"]]
-    steps: Mapping[str, Float[np.ndarray, "trial step"]]
-    logprobs: Mapping[str, Float[np.ndarray, " trial"]]
-
-    @property
-    def parts(self) -> dict[str, Float[np.ndarray, " trial"]]:
-        """direct, by_tokens, interaction and their sum, total, trial by trial."""
-        return split(self.cells)
-
-    @property
-    def step_parts(self) -> dict[str, Float[np.ndarray, "trial step"]]:
-        """The same at every step; NaN where one of the texts does not have it."""
-        return split(self.steps)
-
-
-def split(cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The effects of four cells."""
-    m00, m10, m01, m11 = (cells[name] for name in CELLS)
-    return {
-        "direct": m10 - m00,
-        "by_tokens": m01 - m00,
-        "interaction": m11 - m10 - m01 + m00,
-        "total": m11 - m00,
-    }
-
-
-def routes(
-    setting: Setting,
-    prompts: Sequence[Sequence[int]],
-    plain: Sequence[Sequence[int]],
-    patched: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> Routes:
-    """Run the tokens of the no-op arm (plain) and of the patched arm with and without the change.
-
-    With `kl`, the distribution compared with is that of the no-op run at the same step; behind the
-    end of the no-op response there is none, so those steps are left out of all four cells.
-    """
-    longest = max(len(one) for texts in (plain, patched) for one in texts)
-    cells = {name: np.zeros(len(prompts)) for name in CELLS}
-    steps = {name: np.full((len(prompts), longest), np.nan) for name in CELLS}
-    logprobs = {name: np.zeros(len(prompts)) for name in CELLS}
-    whole = setting.outcome.kind == "kl"
-    if whole:
-        patched = [b[: len(a)] for a, b in zip(plain, patched, strict=True)]
-    groups = list(batches(prompts, plain, batch_size))
-    for rows in tqdm(groups, desc="2 x 2", unit="batch", disable=not progress):
-        reference: Pass | None = None
-        for column, given in enumerate((plain, patched)):
-            text = text_of(rows, [prompts[i] for i in rows], [given[i] for i in rows])
-            for row, changes in enumerate(((), setting.source)):
-                found = setting.run(text, changes)
-                reference = reference or found
-                count = text.steps.stop - text.steps.start
-                compared = Pass(reference.logits[:, :count] if whole else found.logits, {})
-                values = setting.steps(found, compared)
-                name = CELLS[row + 2 * column]
-                mean = steps_mean(values.double(), text.lengths, setting.first)
-                cells[name][rows] = mean.cpu().numpy()
-                logprobs[name][rows] = _logprobs(found, [given[i] for i in rows])
-                outside = torch.arange(count)[None] >= text.lengths[:, None]
-                kept = values.cpu().masked_fill(outside, float("nan")).numpy()
-                steps[name][rows[:, None], np.arange(count)[None]] = kept
-    return Routes(cells, steps, logprobs)
-
-
-def _logprobs(found: Pass, given: Sequence[Sequence[int]]) -> Float[np.ndarray, " row"]:
-    """Of each row's tokens together."""
-    sums = []
-    for logits, ids in zip(found.logits, given, strict=True):
-        mine = logits[: len(ids)].float().log_softmax(-1)
-        sums.append(mine[torch.arange(len(ids)), list(ids)].double().sum())
-    return torch.stack(sums).cpu().numpy()

@@ -48,9 +48,7 @@ class Generated:
         behind the end.
     activations: per watched site what leaves it, after its edit, in the model's type. Behind a
         row's end the values mean nothing. `z` has its heads side by side.
-    begins: the position of the first activation; that of step 0 unless asked otherwise.
     prompt_length: P; step s is made at position P - 1 + s.
-    logits: of every step, when asked for (`forced`).
     """
 
     tokens: Int[Tensor, "row step"]
@@ -60,9 +58,7 @@ class Generated:
     top_tokens: Int[Tensor, "row step top"]
     top_logprobs: Float[Tensor, "row step top"]
     prompt_length: int
-    begins: int
     activations: dict[Site, Float[Tensor, "row _ _"]] = field(default_factory=dict)
-    logits: Float[Tensor, "row step vocab"] | None = None
 
     @property
     def inside(self) -> Bool[Tensor, "row step"]:
@@ -142,7 +138,7 @@ def generate(
         logits = _piece(model, token[:, None], cache, edits, kept, length + step)
     made = torch.stack(chosen, 1).cpu()
     stopped = ~alive.cpu()
-    return _generated(made, lengths.cpu(), stopped, record, length, length - 1, kept)
+    return _generated(made, lengths.cpu(), stopped, record, length, kept)
 
 
 @torch.no_grad()
@@ -154,14 +150,10 @@ def forced(
     edits: Mapping[Site, Edit] | None = None,
     watch: Sequence[Site] = (),
     top: int = 50,
-    watch_prompt: bool = False,
-    keep_logits: bool = False,
 ) -> Generated:
     """What `generate` would have recorded, had it written these tokens (teacher forcing).
 
     tokens: prompts of `prompt_length` tokens with what follows them, `AFTER` behind a row's end.
-    watch_prompt: keep activations from position 0 on, and not only from the prompt's last on.
-    keep_logits: keep the logits of every step as well.
 
     The prompt is run first and then all further positions together, a few at a time where their
     logits would take much memory. Raises as `generate` does.
@@ -177,20 +169,17 @@ def forced(
     filled = torch.where(ended, 0, tokens).to(model.device)
     _check(model, filled, total - 1)
     kept: dict[Site, list[Tensor]] = {site: [] for site in watch}
-    record, logits = _Record(top), []
+    record = _Record(top)
     before = prompt_length - 1
-    _, cache = _prompt(model, filled[:, :before], edits, kept if watch_prompt else {})
+    _, cache = _prompt(model, filled[:, :before], edits, {})
     vocab = int(model.module.cfg.d_vocab)  # pyright: ignore
     for piece in torch.arange(before, total - 1).split(max(1, _LOGITS_AT_ONCE // (rows * vocab))):
         begin, end = int(piece[0]), int(piece[-1]) + 1
         found = _piece(model, filled[:, begin:end], cache, edits, kept, begin, every=True)
         record.add(found, filled[:, begin + 1 : end + 1])
-        if keep_logits:
-            logits.append(found.cpu())
     lengths, stopped = inside.sum(1).cpu(), torch.zeros(rows, dtype=torch.bool)
     given = tokens[:, prompt_length:].cpu()
-    begins = 0 if watch_prompt else before
-    return _generated(given, lengths, stopped, record, prompt_length, begins, kept, logits)
+    return _generated(given, lengths, stopped, record, prompt_length, kept)
 
 
 def _check(model: HookedModel, tokens: Tensor, positions: int) -> None:
@@ -267,9 +256,7 @@ def _generated(
     stopped: Tensor,
     record: _Record,
     prompt_length: int,
-    begins: int,
     kept: Mapping[Site, list[Tensor]],
-    logits: Sequence[Tensor] = (),
 ) -> Generated:
     after = torch.arange(tokens.shape[1])[None] >= lengths[:, None]
     values = {site: torch.cat(found, 1).cpu() for site, found in kept.items()}
@@ -281,7 +268,5 @@ def _generated(
         top_tokens=torch.cat(record.tokens, 1).cpu().masked_fill(after[..., None], AFTER),
         top_logprobs=torch.cat(record.values, 1).cpu().masked_fill(after[..., None], float("nan")),
         prompt_length=prompt_length,
-        begins=begins,
         activations=values,
-        logits=torch.cat(list(logits), 1) if logits else None,
     )

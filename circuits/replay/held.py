@@ -44,6 +44,11 @@ class Text:
         """The positions at which the steps are predicted."""
         return slice(self.prompt - 1, self.tokens.shape[1])
 
+    @property
+    def count(self) -> int:
+        """Steps of the longest response."""
+        return self.tokens.shape[1] - self.prompt + 1
+
 
 def text_of(
     trial: Int[np.ndarray, " row"], prompts: Sequence[Sequence[int]], given: Sequence[Sequence[int]]
@@ -93,8 +98,8 @@ def run_pass(
 ) -> Pass:
     """One pass over `text` with the activations changed by `edits`."""
     seen: dict[Site, Tensor] = {}
-    logits = model.run_all_positions(text.tokens, _watched(edits or {}, watch, seen))
-    return Pass(logits[:, text.steps], seen)
+    logits = model.run_all_positions(text.tokens, _watched(edits or {}, watch, seen), text.count)
+    return Pass(logits, seen)
 
 
 def _watched(
@@ -138,8 +143,8 @@ def slopes(
 
         model.hook_inputs(hooks, given)
         model.hook_edits(hooks, {**edits, **{site: leaf(site) for site in watch}})
-        logits = model.adapter.forward_all(given.tokens)
-        total = outcome(logits[:, text.steps]).sum()
+        logits = model.adapter.forward_all(given.tokens, text.count)
+        total = outcome(logits).sum()
         found = torch.autograd.grad(total, [seen[site] for site in watch])
     return dict(zip(watch, found, strict=True))
 

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from circuits.replay.changes import Means
+from circuits.replay.changes import Means, summed
 from circuits.replay.confirm import Setting
 from circuits.replay.held import Pass, Text, batches, run_pass, slopes, step_means, text_of
 from circuits.replay.interventions import edits_of
@@ -57,7 +57,7 @@ def held_changes(
             )
             entry = _matrix(rows[row], latent, value, shape[site])
             parts.setdefault(("estimate", site), []).append(entry)
-    whole = {key: sparse.csr_array(sum(some[1:], some[0])) for key, some in parts.items()}
+    whole = {key: summed(some, shape[key[1]]) for key, some in parts.items()}
     on, off, estimate = ({s: whole[name, s] for s in sites} for name in ("on", "off", "estimate"))
     return on, off, estimate
 

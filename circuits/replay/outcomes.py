@@ -75,9 +75,14 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """For titles and axes, with the steps that count."""
+        """For titles, with the steps that count and the unit."""
         steps = "the first step" if self.first == 1 else f"the first {self.first} steps"
-        return self._what + ("" if self.first is None else f" at {steps}")
+        return self._what + ("" if self.first is None else f" at {steps}") + f" ({self.unit})"
+
+    @property
+    def unit(self) -> str:
+        """Of its values: natural logarithms of probabilities and their differences, or logits."""
+        return "logits" if self.kind == "logit" else "nats"
 
     @property
     def _what(self) -> str:

@@ -9,7 +9,8 @@
    gradient that of the run with the source changed. The estimate only chooses whom to look at.
 4. They are frozen, put in by themselves, and wired to each other by intervention; as many other
    latents of their sites that change about as much are frozen together; and the effect that was
-   seen is split into a direct part and one by tokens (confirm.py).
+   seen is split into a direct part and one by tokens (confirm.py, routes.py). What all of them
+   carry together and what the confirmed ones do are two numbers.
 
 Mediators are chosen by one half of the prompts (or of the trials of each prompt, where trials are
 the units) and confirmed on the other (pathways_choice.py): all that is said of what they carry, the
@@ -29,22 +30,25 @@ import torch
 from jaxtyping import Float, Int
 
 from circuits.models.hooked import HookedModel
+from circuits.models.unembed import unembedding
+from circuits.replay.arms import LATENT
 from circuits.replay.changes import LEAST_UNITS, Means, Trials, beside, changes, read_means
-from circuits.replay.confirm import Routes, Setting, confirm, routes
+from circuits.replay.confirm import Setting, confirm, wire
 from circuits.replay.held_changes import held_changes
 from circuits.replay.interventions import Change
+from circuits.replay.log import NO_OP
 from circuits.replay.outcomes import Outcome, check_outcome
 from circuits.replay.paired import PathwayError, UnitKind, Units
-from circuits.replay.pathways_choice import choose, draw_controls, halves
+from circuits.replay.pathways_choice import choose, confirmed_of, draw_controls, halves
 from circuits.replay.pathways_result import PathwaysResult
-from circuits.replay.pathways_tables import tables_of
+from circuits.replay.pathways_tables import tables_of, with_mediators
+from circuits.replay.routes import Routes, routes
 from circuits.saes import SaeSet
 from circuits.sites import Site, forward_order
 
 if TYPE_CHECKING:
     from circuits.replay.result import ReplayResult
 
-BASE, PATCHED = "no-op", "latent"
 _SPACINGS = 100  # of a type's numbers, float32's at most: what differs by no more is rounding
 _HALF_SPACINGS = 4
 
@@ -55,7 +59,7 @@ class Written:
 
     responses: `arm, kind, prompt, trial, tokens` (ids of the response), `length, logprob`. latents:
     its latents.parquet. sites: that it recorded. prompts: token ids by prompt. source: the changes
-    of the patched arm.
+    of the patched arm. dtype: of the model that wrote it, None where that is not known.
     """
 
     responses: pd.DataFrame
@@ -63,6 +67,7 @@ class Written:
     prompts: Mapping[Any, Sequence[int]]
     source: Sequence[Change]
     sites: tuple[Site, ...]
+    dtype: str | None = None
 
     @classmethod
     def of(cls, run: ReplayResult) -> Written:
@@ -70,13 +75,13 @@ class Written:
         prompts = dict(enumerate(run.record["prompt_tokens"]))
         source = [change_of(entry) for entry in run.record["changes"]]
         latents = run.folder / "latents.parquet"
-        return cls(run.responses, latents, prompts, source, run.sites)
+        return cls(run.responses, latents, prompts, source, run.sites, run.record.get("dtype"))
 
     @property
     def others(self) -> list[str]:
         """The arms that are compared with: reconstruction, random-1, ..."""
         found = self.responses["arm"].drop_duplicates()
-        return sorted(str(a) for a in found if a not in (BASE, PATCHED))
+        return sorted(str(a) for a in found if a not in (NO_OP, LATENT))
 
 
 @dataclass(frozen=True)
@@ -132,55 +137,54 @@ def pathways(
 
     saes: those of the source's site and of the downstream sites.
     Raises `PathwayError` for outcomes, sites, arms and kinds that the run or the model lacks, and
-    for too few prompts and trials.
+    for too few prompts and trials, before anything is run.
     """
     if plan.first is not None:
         plan = replace(plan, outcome=replace(plan.outcome, first=plan.first))
     sites = downstream(written, saes, plan.sites)
-    trials = Trials.of(written.responses, [BASE, PATCHED, *written.others], plan.kind)
+    trials = Trials.of(written.responses, [NO_OP, LATENT, *written.others], plan.kind)
     units = Units.of(_codes(trials.table), plan.unit)
-    widths = {site: saes.sources[site].d_sae for site in sites}
-    means = read_means(written.latents, trials, widths)
-    fine, coarse = rounding(model.dtype)
-    rules = {"least": plan.least, "seed": plan.seed, "rounding": fine}
-    free = changes(means[PATCHED], means[BASE], units, **rules)
-    others = {arm: means[arm] for arm in written.others}
-    free = _with_others(free, beside(free, others, means[BASE], units), written.others)
-
     again = trials.table.groupby("prompt").cumcount() < (plan.trials or len(trials))
     kept: Any = trials.table[again].reset_index(drop=True)
     held_units = Units.of(_codes(kept), plan.unit)
     every = np.arange(len(kept))
     choosing, confirming = halves(kept, held_units, plan.seed) if plan.mediators else (every, every)
+    check_outcome(plan.outcome, unembedding(model).shape[1])
+
+    widths = {site: saes.sources[site].d_sae for site in sites}
+    means = read_means(written.latents, trials, widths)
+    fine, coarse = rounding(model.dtype)
+    rules = {"least": plan.least, "seed": plan.seed, "rounding": fine}
+    free = changes(means[LATENT], means[NO_OP], units, **rules)
+    others = {arm: means[arm] for arm in written.others}
+    free = _with_others(free, beside(free, others, means[NO_OP], units), written.others)
+
     prompts = [list(written.prompts[p]) for p in kept["prompt"]]
-    vocab = model.run(torch.tensor(prompts[:1])).shape[1]
-    check_outcome(plan.outcome, vocab)
     texts = {
         arm: [[int(t) for t in one] for one in _column(written.responses, arm, kept, "tokens")]
-        for arm in (BASE, PATCHED)
+        for arm in (NO_OP, LATENT)
     }
     setting = Setting(model, saes, written.source, plan.outcome, plan.outcome.first)
     size = plan.batch_size
-    first, second, estimates = held_changes(setting, prompts, texts[BASE], sites, size, progress)
+    first, second, estimates = held_changes(setting, prompts, texts[NO_OP], sites, size, progress)
     held = changes(first, second, held_units, **rules)
     table = _merged(free, held, estimates, held_units, choosing)
     chosen = choose(table, plan)
     norms = {site: _norms(saes, site) for site, _ in chosen}
-    found = confirm(
-        setting,
-        [prompts[i] for i in confirming],
-        [texts[BASE][i] for i in confirming],
-        chosen,
-        controls=draw_controls(table, chosen, plan.level, norms),
-        batch_size=size,
-        progress=progress,
-    )
-    cells = routes(
-        setting, prompts, texts[BASE], texts[PATCHED], batch_size=size, progress=progress
-    )
+    how = {"batch_size": size, "progress": progress}
+    those = [prompts[i] for i in confirming], [texts[NO_OP][i] for i in confirming]
+    controls = draw_controls(table, chosen, plan.level, norms)
+    found = confirm(setting, *those, chosen, controls=controls, **how)
+    noise = coarse * max(1.0, float(np.abs(found.base).max()))  # its terms may cancel
+    half = Units.of(held_units.prompt[confirming], held_units.kind)
+    table = with_mediators(table, found, half, plan, noise)
+    wired = wire(setting, *those, found, confirmed_of(table, found.mediators), **how)
+    cells = routes(setting, prompts, texts[NO_OP], texts[LATENT], **how)
+    every_unit = (units, held_units, half)
     result = tables_of(
-        table, kept, found, confirming, cells, (units, held_units), setting, plan, coarse
+        table, kept, found, wired, confirming, cells, every_unit, setting, plan, noise
     )
+    result.record["run_dtype"] = written.dtype
     result.record["replayed_error"] = _replayed(written.responses, kept, texts, cells, plan)
     return result
 
@@ -195,8 +199,8 @@ def _replayed(
     """By how much a token's log probability is off, at most, from what the run recorded, on average
     over a response."""
     worst = 0.0
-    for arm, name in ((BASE, "m00"), (PATCHED, "m11")):
-        if plan.outcome.kind == "kl" and arm == PATCHED:
+    for arm, name in ((NO_OP, "m00"), (LATENT, "m11")):
+        if plan.outcome.kind == "kl" and arm == LATENT:
             continue  # responses are cut there
         recorded = np.array(_column(responses, arm, trials, "logprob"))
         lengths = np.array([len(one) for one in texts[arm]])

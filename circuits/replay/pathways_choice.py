@@ -67,6 +67,13 @@ def choose(table: pd.DataFrame, plan: Plan) -> list[Mediator]:
     return [(Site.parse(str(s)), int(k)) for s, k in zip(some["site"], some["latent"], strict=True)]
 
 
+def confirmed_of(table: pd.DataFrame, mediators: Sequence[Mediator]) -> list[int]:
+    """The numbers of the mediators that were confirmed."""
+    mine: Any = table[table["confirmed"]]
+    known = set(zip(mine["site"], mine["latent"], strict=True))
+    return [i for i, (site, latent) in enumerate(mediators) if (str(site), latent) in known]
+
+
 def draw_controls(
     table: pd.DataFrame,
     mediators: Sequence[Mediator],

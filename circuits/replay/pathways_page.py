@@ -17,8 +17,10 @@ _MOST = 200  # latents in the table; the file has all
 _EFFECTS = {
     "base": "outcome of the no-op run",
     "total": "total, text held",
-    "direct": "left with all mediators frozen",
-    "mediated": "by all mediators together",
+    "confirmed": "by the confirmed mediators together",
+    "rest": "left with these frozen",
+    "mediated": "by all mediators together, confirmed or not",
+    "direct": "left with all of them frozen",
     "controls": "by as many other latents that change alike",
     "seen": "seen in the run",
     "seen_direct": "direct: change with the no-op arm's tokens",
@@ -62,12 +64,12 @@ def _about(result: PathwaysResult) -> Html:
 def _effects(result: PathwaysResult) -> Html:
     rows = [
         [
-            _EFFECTS[row["name"]],
+            said,
             of_row({"v": row["value"], "v_low": row["low"], "v_high": row["high"]}, "v", ".3g"),
             of_row(row, "share", ".0%"),
             row["problem"],
         ]
-        for row in result.effects.to_dict("records")
+        for said, row in ((said, dict(result.effect(name))) for name, said in _EFFECTS.items())
     ]
     heads = (f"on {result.record['outcome']}", "mean, 95% interval", "share", "why there is none")
     return table(heads, rows, heads[1:3])
@@ -126,7 +128,11 @@ def _how(result: PathwaysResult) -> str:
         f"{record['trials_confirmed']:,} trials of {record['prompts_confirmed']} prompts. Frozen: "
         "held at their no-op values at every position while the source is changed (and so are, for "
         "comparison, as many other latents of their sites that change about as much); by "
-        "itself: held at their values of the changed run in a run without the change. Shares are "
-        "refused where the total may be 0. "
+        "itself: held at their values of the changed run in a run without the change. Confirmed is "
+        "a mediator whose part is not 0 by its interval and its q; where these are some of them "
+        "only, they are frozen and wired once more without the others (on the trials that "
+        "confirmed them: of few among many the share is, if anything, too large), and the graph "
+        "shows what goes by none of them as the source's own part. "
+        "Shares are refused where the total may be 0. "
         f"Sign: {record['sign_convention']}."
     )

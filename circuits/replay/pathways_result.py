@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from circuits.graph import Circuit
-from circuits.runs import RunError, default_folder, new_run, read_record, read_tables, write_record
+from circuits.runs import RunError, default_folder, new_run, read_method, read_tables, write_record
 
 if TYPE_CHECKING:
     from circuits.features.bank import FeatureBank
@@ -39,11 +39,12 @@ class PathwaysResult:
         share_high` of the total, `alone` and `direct` with their intervals, and `confirmed`. NaN
         where a view did not test the latent.
     effects: `name, value, low, high, share, share_low, share_high, problem`: with the text held,
-        over the trials that did not choose mediators, the outcome `base`, `total`, `direct` (all
-        mediators frozen), `mediated` (by all of them together) and `controls` (by as many latents
-        of their sites that change about as much, NaN without); seen in the run, over all trials
-        that were run again, `seen`, split into `seen_direct, seen_by_tokens, seen_interaction`.
-        Units of the outcome.
+        over the trials that did not choose mediators, the outcome `base`, `total`, `mediated` (by
+        all mediators together, confirmed or not), `direct` (left with all of them frozen),
+        `confirmed` (by the confirmed ones together), `rest` (left with these frozen) and
+        `controls` (by as many latents of their sites that change about as much, NaN without); seen
+        in the run, over all trials that were run again, `seen`, split into `seen_direct,
+        seen_by_tokens, seen_interaction`. In units of the outcome.
     steps: that split at every step: `step, trials, part, value, low, high`.
     trials: one row a trial that was run again: its outcomes, and whether it `confirms`; what
         confirms is NaN in the trials that chose.
@@ -90,18 +91,25 @@ class PathwaysResult:
             f"the text held (q at most {record['level']:g}, over {record['units']} "
             f"{record['unit']}s)"
         )
-        whole = self.effect("mediated")
-        if len(table) and whole["problem"]:
-            return f"{said}. No share is mediated: {whole['problem']}."
-        if len(table):
-            n = sum(map(bool, table["confirmed"]))
-            said += (
-                f". {n} of {len(table)} mediators confirmed, over {record['units_confirmed']} "
-                f"{record['unit_held']}s that did not choose them; together they carry "
-                f"{whole['share']:.0%} [{whole['share_low']:.0%}, {whole['share_high']:.0%}] of "
-                f"the effect on {record['outcome']}"
-            )
-        return said + "."
+        if not len(table):
+            return said + "."
+        n, whole = sum(map(bool, table["confirmed"])), self.effect("mediated")
+        said += (
+            f". {n} of {len(table)} mediators confirmed, over {record['units_confirmed']} "
+            f"{record['unit_held']}s that did not choose them"
+        )
+        if whole["problem"]:
+            return f"{said}. No share of the effect is given: {whole['problem']}."
+        every, on = _shared(whole), f"of the effect on {record['outcome']}"
+        if n == len(table):
+            return f"{said}; {'it carries' if n == 1 else 'together they carry'} {every} {on}."
+        if n == 0:
+            return f"{said}; all {len(table)} together carry {every} {on}, which is not confirmed."
+        some = "the confirmed one carries" if n == 1 else f"the {n} confirmed ones together carry"
+        return (
+            f"{said}; {some} {_shared(self.effect('confirmed'))} {on}, and all {len(table)} "
+            f"together, confirmed or not, {every}."
+        )
 
     def warnings(self) -> list[str]:
         """What must not be missed."""
@@ -131,6 +139,11 @@ class PathwaysResult:
             said.append(
                 "What the run wrote is not as probable as it recorded: off by up to "
                 f"{record['replayed_error']:.2g} a token. Model, type or SAEs are not as they were."
+            )
+        if record.get("run_dtype") not in (None, record["dtype"]):
+            said.append(
+                f"The model ran in {record['dtype']}, and the run was written in "
+                f"{record['run_dtype']}: a little of what differs is rounding."
             )
         if record["plan"]["outcome"].partition("[")[0].strip() == "kl":
             said.append(
@@ -166,10 +179,17 @@ class PathwaysResult:
     def load(cls, folder: str | Path) -> PathwaysResult:
         """Read a run back; raises `RunError` when the folder holds another one, or not a whole
         one."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "pathways":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        record = read_method(folder, "pathways")
         pathways, effects, steps, trials = read_tables(folder, TABLES)
+        if "confirmed" not in set(effects["name"]):
+            raise RunError(
+                f"{folder} was written by an earlier version, which did not tell what confirmed "
+                "mediators carry from what all do: run it again."
+            )
         graph = Circuit.load(Path(folder) / GRAPH)
         return cls(pathways, effects, steps, trials, graph, record)
+
+
+def _shared(row: Mapping[str, Any]) -> str:
+    """The share of an effect with its interval."""
+    return f"{row['share']:.0%} [{row['share_low']:.0%}, {row['share_high']:.0%}]"

@@ -1,4 +1,4 @@
-"""From outcomes trial by trial to tables with tests, shares and intervals, and the graph."""
+"""From outcomes trial by trial to tables with tests, shares and intervals."""
 
 from __future__ import annotations
 
@@ -9,58 +9,48 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from circuits.graph import Circuit, Node
-from circuits.graph.circuit import CircuitNode, Edge
 from circuits.hypotheses.assess import false_discoveries
-from circuits.replay.confirm import Confirmed, Routes, Setting
+from circuits.replay.confirm import Confirmed, Setting, Wired
 from circuits.replay.interventions import describe
 from circuits.replay.paired import Share, Units, share, sign_flips, summarise
+from circuits.replay.pathways_graph import graph_of
 from circuits.replay.pathways_result import SIGN, PathwaysResult
+from circuits.replay.routes import Routes
 from circuits.runs import versions
-from circuits.sites import forward_order
 
 if TYPE_CHECKING:
     from circuits.replay.pathways import Plan
 
-PARTS = ("direct", "by_tokens", "interaction", "total")
 _FEWEST_STEPS = 6  # units with a step, for an interval there
-# What the page of a circuit says instead of clean and corrupted.
-_WORDS = {
-    "positive": "raises the outcome",
-    "negative": "lowers the outcome",
-    "first": "changed",
-    "second": "no-op",
-}
 
 
 def tables_of(
     table: pd.DataFrame,
     trials: pd.DataFrame,
     found: Confirmed,
+    wired: Wired,
     rows: Int[np.ndarray, " confirms"],
     seen: Routes,
-    units: tuple[Units, Units],
+    units: tuple[Units, Units, Units],
     setting: Setting,
     plan: Plan,
-    rounding: float,
+    noise: float,
 ) -> PathwaysResult:
     """Everything that is reported.
 
-    table: of latents. trials: those that were run again, in the order of `seen`; `rows` of them, in
-    the order of `found`, confirm and did not choose (pathways_choice.py). units: of the run, and of
-    the trials that were run again. rounding: the share of a number up to which a difference is
-    rounding; of the outcome, whose terms may cancel, of 1 at least.
+    table: of latents, with what was found of mediators. trials: those that were run again, in the
+    order of `seen`; `rows` of them, in the order of `found` and `wired`, confirm and did not choose
+    (pathways_choice.py). units: of the run, of the trials that were run again, and of those that
+    confirm. noise: differences of outcomes up to this are rounding.
     """
-    noise = rounding * max(1.0, float(np.abs(found.base).max()))
-    held = units[1]
-    half = Units.of(held.prompt[rows], held.kind)
-    table = _with_mediators(table, found, half, plan, noise)
-    effects = _effects(found, seen, (half, held), plan, noise)
+    _, held, half = units
+    effects = _effects(found, wired, seen, (half, held), plan, noise)
     source = setting.source[0]
     record: dict[str, Any] = {
         "method": "pathways",
         "source": describe(source),
         "outcome": plan.outcome.name,
+        "outcome_unit": plan.outcome.unit,
         "level": plan.level,
         "unit": units[0].kind,
         "units": len(units[0]),
@@ -75,6 +65,10 @@ def tables_of(
         "units_confirmed": len(half),
         "prompts_confirmed": half.n_prompts,
         "trials_confirmed": len(rows),
+        "mediators": len(found.mediators),
+        "confirmed": len(wired.mediators),
+        "carried_by_all": _carried(effects, "mediated"),
+        "carried_by_confirmed": _carried(effects, "confirmed"),
         "noise": noise,
         "plan": {
             **asdict(plan),
@@ -83,21 +77,27 @@ def tables_of(
         },
         "model": setting.model.name,
         "model_sha256": setting.model.sha256,
+        "dtype": str(setting.model.dtype).removeprefix("torch."),
         "saes": [setting.saes.describe(site) for site in setting.saes],
         "sign_convention": SIGN,
         "versions": versions(),
     }
-    graph = graph_of(table, effects, found, half, setting, record)
+    graph = graph_of(table, effects, found, wired, half, setting, record)
     steps = _steps(seen, held, plan.seed)
-    return PathwaysResult(
-        table, effects, steps, _by_trial(trials, found, rows, seen), graph, record
-    )
+    by_trial = _by_trial(trials, found, wired, rows, seen)
+    return PathwaysResult(table, effects, steps, by_trial, graph, record)
 
 
-def _with_mediators(
+def _carried(effects: pd.DataFrame, name: str) -> dict[str, Any]:
+    """What mediators carry together, for the record."""
+    row: Any = effects[effects["name"] == name].iloc[0]
+    return {key: row[key] for key in ("value", "low", "high", "share", "share_low", "share_high")}
+
+
+def with_mediators(
     table: pd.DataFrame, found: Confirmed, units: Units, plan: Plan, noise: float
 ) -> pd.DataFrame:
-    """The columns of those that were frozen."""
+    """The table of latents with the columns of those that were frozen, NaN in the others."""
     rows: list[dict[str, Any]] = []
     through = found.total[:, None] - found.left
     p = sign_flips(through, units, seed=plan.seed)
@@ -154,7 +154,12 @@ def _share(found: Share) -> dict[str, Any]:
 
 
 def _effects(
-    found: Confirmed, seen: Routes, units: tuple[Units, Units], plan: Plan, noise: float
+    found: Confirmed,
+    wired: Wired,
+    seen: Routes,
+    units: tuple[Units, Units],
+    plan: Plan,
+    noise: float,
 ) -> pd.DataFrame:
     """units: of the trials that confirm, and of all that were run again."""
     split = seen.parts
@@ -163,6 +168,8 @@ def _effects(
         "total": (found.total, None),
         "direct": (found.left_all, found.total),
         "mediated": (found.total - found.left_all, found.total),
+        "confirmed": (found.total - wired.left_all, found.total),
+        "rest": (wired.left_all, found.total),
         "controls": (found.total - found.left_controls, found.total),
         "seen": (split["total"], None),
         "seen_direct": (split["direct"], split["total"]),
@@ -201,10 +208,14 @@ def _steps(seen: Routes, units: Units, seed: int) -> pd.DataFrame:
 
 
 def _by_trial(
-    trials: pd.DataFrame, found: Confirmed, rows: Int[np.ndarray, " confirms"], seen: Routes
+    trials: pd.DataFrame,
+    found: Confirmed,
+    wired: Wired,
+    rows: Int[np.ndarray, " confirms"],
+    seen: Routes,
 ) -> pd.DataFrame:
     columns = {"base": found.base, "total": found.total, "left_all": found.left_all}
-    columns["left_controls"] = found.left_controls
+    columns |= {"left_confirmed": wired.left_all, "left_controls": found.left_controls}
     for i, (site, latent) in enumerate(found.mediators):
         columns[f"left:{site}:{latent}"] = found.left[:, i]
         columns[f"alone:{site}:{latent}"] = found.alone[:, i]
@@ -213,90 +224,3 @@ def _by_trial(
         wide[name][rows] = values
     confirms = np.isin(np.arange(len(trials)), rows)
     return trials.assign(confirms=confirms, **seen.cells, **wide)
-
-
-def graph_of(
-    table: pd.DataFrame,
-    effects: pd.DataFrame,
-    found: Confirmed,
-    units: Units,
-    setting: Setting,
-    record: dict[str, Any],
-) -> Circuit:
-    """Source, confirmed mediators, outcome.
-
-    A node's effect is what goes through it (total - left); the source's is the total. An edge to
-    the outcome is the direct part; an edge to a mediator the share of its change that reaches it
-    along the edge, times the mediator's effect; left out where the interval of its change has 0
-    in it, or there is none. In a linear network the edges into a mediator add
-    up to its effect, and so do those out of it.
-    """
-    source = setting.source[0]
-    total: Any = effects.set_index("name").loc["total"]
-    rows = {(r["site"], r["latent"]): r for r in table.to_dict("records")}
-    value = source.value if isinstance(source.value, (int, float)) else None
-    said = source.mode if value is None else f"{source.mode} {value:g}"
-    nodes = [
-        CircuitNode(
-            Node(source.site, "latent", source.latent),
-            float(total["value"]),
-            _end(total["low"]),
-            _end(total["high"]),
-            clean=float(units.mean(found.source[:, 1])),
-            corrupted=float(units.mean(found.source[:, 0])),
-            label=f"source: {said}, {source.where}",
-        )
-    ]
-    kept: list[int] = []
-    for i, (site, latent) in enumerate(found.mediators):
-        row = rows[str(site), latent]
-        if row["confirmed"]:
-            kept.append(i)
-            nodes.append(_node(row, Node(site, "latent", latent)))
-    place = {i: at for at, i in enumerate(kept, 1)}
-    edges = [Edge(0, None, float(units.mean(found.left_all)))]
-    edges += [Edge(place[i], None, float(units.mean(found.direct[:, i]))) for i in kept]
-    for i in kept:
-        change = summarise(found.moved[:, i], units, seed=record["plan"]["seed"])
-        moved = float(change.value)
-        if not (change.low > 0 or change.high < 0):
-            continue  # nothing to divide by: no share of its change can be told
-        by = nodes[place[i]].effect / moved
-        edges.append(Edge(0, place[i], by * float(units.mean(found.reach_source[:, i]))))
-        edges += [
-            Edge(place[j], place[i], by * float(units.mean(found.reach[:, j, i])))
-            for j in kept
-            if found.mediators[j][0] != found.mediators[i][0]
-        ]
-    floor = record["noise"]
-    strong = sorted((e for e in edges if abs(e.weight) > floor), key=lambda e: -abs(e.weight))
-    sites = forward_order([source.site, *(site for site, _ in found.mediators)])
-    order = {site: at for at, site in enumerate(sites)}
-    upward = [
-        e
-        for e in strong
-        if e.target is None or order[nodes[e.source].node.site] < order[nodes[e.target].node.site]
-    ]
-    about = {
-        name: record[name] for name in ("method", "model", "model_sha256", "saes", "source")
-    } | {"metric": record["outcome"], "trials": record["trials_confirmed"], "words": _WORDS}
-    name = f"replay, {record['trials_confirmed']} trials"
-    return Circuit(tuple(nodes), tuple(upward), sites, (), name, True, about)
-
-
-def _end(value: float) -> float | None:
-    """An interval's end for a circuit's node, None where there is none."""
-    return None if np.isnan(value) else float(value)
-
-
-def _node(row: dict[str, Any], node: Node) -> CircuitNode:
-    shared = "" if np.isnan(row["share"]) else f"{row['share']:.0%} of the effect, "
-    return CircuitNode(
-        node,
-        float(row["mediated"]),
-        _end(row["mediated_low"]),
-        _end(row["mediated_high"]),
-        clean=float(row["held_patched"]),
-        corrupted=float(row["held_base"]),
-        label=f"mediator: {shared}alone {row['alone']:+.3g}",
-    )

@@ -38,7 +38,7 @@ def given(folder: Path, model: str = "tiny", saes: str = "saes") -> list[object]
 
 def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prompts", folder / "prompts.jsonl", "--latent", "resid_post.1:3", "--value", 4]
-    options += ["--trials", 3, "--max-new-tokens", 5, "--out", folder / "run"]
+    options += ["--trials", 3, "--max-new-tokens", 5, "--dtype", "float64", "--out", folder / "run"]
     status, _, said = run(capsys, "replay", "run", *given(folder), *options)
     assert status == 0, said
     command = ["replay", "pathways", folder / "run"]
@@ -46,13 +46,14 @@ def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[s
     status, shown, said = run(capsys, *command, *given(folder), *more)
     assert status == 0, said
     saved = PathwaysResult.load(folder / "found")
-    assert saved.record["outcome"] == "log odds of 'cat' against 'dog'"
+    assert saved.record["outcome"] == "log odds of 'cat' against 'dog' (nats)"
     assert (saved.record["unit"], saved.record["units"], saved.record["run"]) == (
         "trial",
         15,
         str(folder / "run"),
     )
     assert set(saved.pathways["site"]) == {"resid_post.3"}
+    assert saved.record["dtype"] == "float64"  # the run's own
     # A large change of a random network moves some latents for sure.
     assert len(saved.found()) and len(saved.mediators()) == 2
     assert "With 5 prompts, tests and intervals are over trials" in " ".join(shown.split())
@@ -75,6 +76,8 @@ def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[s
         ("tiny", "others", never, [], "of the run: give --saes as the run was given it"),
         ("tiny", "saes", never, ["--outcome", "odds:cat"], "unknown outcome 'odds:cat'"),
         ("tiny", "saes", never, ["--outcome", "logit:cat dog"], "is 2 tokens of this model"),
+        # Told before an SAE is looked at.
+        ("tiny", "none", never, ["--outcome", "logit:#9999"], "the model has 0 to"),
         ("tiny", "saes", never, ["--sites", "resid_post.1"], "do not come after it"),
         ("tiny", "saes", never, ["--kind", "risky"], "it has k0, k1"),
         ("tiny", "saes", folder / "found", [], "exists already"),
@@ -86,3 +89,48 @@ def test_a_replay_and_its_pathways(folder: Path, capsys: pytest.CaptureFixture[s
     status, _, said = run(capsys, "replay", "pathways", folder / "found", *given(folder))
     assert status == 2 and "'pathways'" in said
     assert not never.exists()
+
+
+OWN = """
+from circuits.models.load import load_model
+from circuits.task import Prompt
+
+class Own:
+    name = description = "own"
+    position_names = ("END",)
+    outcome = "difference:cat//dog"
+
+    def load(self, model=None, **options):
+        return load_model(model, **options)
+
+    def prompts(self, model, *, n, seed=0):
+        return [Prompt(text, "k") for text in {WORDS}][:n]
+
+    def parse(self, response, prompt):
+        return {"valid": True}
+
+task = Own()
+"""
+
+
+def test_a_run_of_a_task_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A task that was given by its path is not known by its name."""
+    own = folder / "own.py"
+    own.write_text(OWN.replace("{WORDS}", repr(WORDS)))
+    options = ["--task", own, "--latent", "resid_post.1:3", "--value", 4, "--trials", 1]
+    options += ["--max-new-tokens", 2, "--random-arms", 0, "--out", folder / "own"]
+    status, _, said = run(capsys, "replay", "run", *given(folder), *options, "--n-prompts", 5)
+    assert status == 0, said
+    assert read_record(folder / "own")["task"] == "own"
+    command = ["replay", "pathways", folder / "own", *given(folder), "--mediators", 0]
+    status, _, said = run(capsys, *command, "--out", folder / "never")
+    assert status == 2 and "the task 'own'" in said and "--task with the path" in said
+    status, _, said = run(capsys, *command, "--task", "ioi", "--out", folder / "never")
+    assert status == 2 and "is of 'own', and --task ioi is 'ioi'" in said
+    for name, more, outcome in (
+        ("stated", ["--outcome", "logit:cat"], "logit of 'cat' (logits)"),
+        ("known", ["--task", own], "log odds of 'cat' against 'dog' (nats)"),
+    ):
+        status, _, said = run(capsys, *command, *more, "--out", folder / name)
+        assert status == 0, said
+        assert PathwaysResult.load(folder / name).record["outcome"] == outcome

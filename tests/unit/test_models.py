@@ -37,6 +37,8 @@ def test_logits_and_activations_are_those_of_the_wrapped_model(kind: str) -> Non
     with torch.no_grad():
         expected = plain(x).logits
     assert (model.run_all_positions(x) - expected).abs().max() < 1e-5
+    late = model.run_all_positions(x, last=3)
+    assert late.shape == expected[:, -3:].shape and (late - expected[:, -3:]).abs().max() < 1e-5
     sites = [Site(layer, k) for layer in range(4) for k in SITE_KINDS if model.has(k)]
     logits, values = model.cache(x, sites)
     assert (logits - expected[:, -1]).abs().max() < 1e-5

@@ -18,10 +18,14 @@ from scipy.stats import binom
 from circuits.graph import Circuit
 from circuits.replay import Change, ReplayResult, replay
 from circuits.replay.changes import changes
+from circuits.replay.confirm import Setting, confirm, wire
 from circuits.replay.outcomes import Outcome, parse_outcome
 from circuits.replay.paired import PathwayError, Units
 from circuits.replay.pathways import Plan, Written, pathways
+from circuits.replay.pathways_choice import confirmed_of
 from circuits.replay.pathways_result import PathwaysResult
+from circuits.replay.pathways_tables import tables_of
+from circuits.replay.routes import routes
 from circuits.runs import RunError
 from circuits.sites import Site
 from tests.twins import drawn_prompts, written
@@ -170,6 +174,71 @@ def test_the_graph_of_a_chain(folder: Path) -> None:
     assert source.clean == pytest.approx(HELD) and source.corrupted < 2
 
 
+def test_what_is_not_confirmed_is_told_apart(folder: Path) -> None:
+    """Of M, which carries all that goes by a latent, and R, which M drives, R alone is confirmed:
+    what it carries and what both do are two numbers, and the graph leaves nothing out."""
+    run, made = ran(folder, "S", True), writer(True)
+    whole = found(run, chain=True)
+    number = {name: latent(made, at, name) for name, at in (("M", FIRST), ("R", SECOND))}
+    table: Any = whole.pathways.copy()
+    table.loc[table["latent"].eq(number["M"]) & table["site"].eq(str(FIRST)), "confirmed"] = False
+    plan = Plan(parse_outcome(ODDS, made.model.tokenizer), least=3)
+    trials: Any = whole.trials[["prompt", "trial", "kind"]]
+    rows = np.flatnonzero(whole.trials["confirms"])
+    texts = {
+        arm: [
+            [int(t) for t in one]
+            for one in run.responses[run.responses["arm"] == arm]
+            .set_index(["prompt", "trial"])
+            .loc[list(zip(trials["prompt"], trials["trial"], strict=True)), "tokens"]
+        ]
+        for arm in ("no-op", "latent")
+    }
+    prompts = [run.record["prompt_tokens"][p] for p in trials["prompt"]]
+    setting = Setting(made.model, made.saes, Written.of(run).source, plan.outcome)
+    those = [prompts[i] for i in rows], [texts["no-op"][i] for i in rows]
+    both = [(FIRST, number["M"]), (SECOND, number["R"])]
+    confirmed = confirm(setting, *those, both, progress=False)
+    wired = wire(setting, *those, confirmed, confirmed_of(table, both), progress=False)
+    cells = routes(setting, prompts, texts["no-op"], texts["latent"], progress=False)
+    units = Units.of(pd.factorize(trials["prompt"])[0].astype(int))
+    half = Units.of(units.prompt[rows], units.kind)
+    result = tables_of(
+        table, trials, confirmed, wired, rows, cells, (units, units, half), setting, plan, 1e-9
+    )
+    effects = {name: result.effect(name)["value"] for name in result.effects["name"]}
+    by_r = row(whole, SECOND, "R", True)["mediated"]
+    close = {"abs": 1e-9}
+    assert effects["confirmed"] == pytest.approx(by_r, **close)
+    assert effects["rest"] == pytest.approx(effects["total"] - by_r, **close)
+    assert effects["mediated"] == pytest.approx(row(whole, FIRST, "M", True)["mediated"], **close)
+    edges = {(e.source, e.target): e.weight for e in result.graph.edges}
+    assert set(edges) == {(0, None), (0, 1), (1, None)}
+    assert edges[0, None] == pytest.approx(effects["rest"], **close)
+    assert edges[0, 1] == pytest.approx(by_r, **close)  # M passes on what R hears
+    assert edges[0, None] + edges[1, None] == pytest.approx(effects["total"], **close)
+    record = result.record
+    assert (record["mediators"], record["confirmed"]) == (2, 1)
+    shares = [by_r / effects["total"], effects["mediated"] / effects["total"]]
+    for name, wanted in zip(("carried_by_confirmed", "carried_by_all"), shares, strict=True):
+        assert record[name]["share"] == pytest.approx(wanted)
+    one, all_of_them = (f"{value:.0%} [" for value in shares)
+    said = result.headline()
+    assert "1 of 2 mediators confirmed" in said and one != all_of_them
+    assert f"the confirmed one carries {one}" in said
+    assert f"all 2 together, confirmed or not, {all_of_them}" in said
+    result.record["replayed_error"] = 0.0  # is known once a run was read
+    assert "left with these frozen" in result.page()
+    assert "by no latent that is drawn" in result.graph.nodes[0].label
+
+    none = found(run, chain=True, kind="odd", unit="prompt", level=0.1)
+    assert len(none.mediators()) == 2 and not none.mediators()["confirmed"].any()
+    assert [(e.source, e.target) for e in none.graph.edges] == [(0, None)]
+    assert none.graph.edges[0].weight == pytest.approx(none.effect("total")["value"])
+    assert none.effect("mediated")["value"] > 0.1 and none.effect("confirmed")["value"] == 0
+    assert "0 of 2 mediators confirmed" in none.headline()
+
+
 def test_on_disk_and_as_a_page(folder: Path, tmp_path: Path) -> None:
     result = found(ran(folder, "S", False), mediators=2, seed=3)
     saved = result.save(tmp_path / "saved")
@@ -188,7 +257,7 @@ def test_on_disk_and_as_a_page(folder: Path, tmp_path: Path) -> None:
         ">What changes</h2>",
         "The pathway graph",
         "Direct and by tokens",
-        "by all mediators together",
+        "by all mediators together, confirmed or not",
     ):
         assert line in page
     with pytest.raises(RunError, match="holds a run of 'replay'"):
@@ -199,7 +268,7 @@ def test_part_of_a_run(folder: Path) -> None:
     """One kind of prompts, the first trials, the first steps."""
     run = ran(folder, "S", False)
     result = found(run, kind="odd", trials=2, first=3, unit="prompt")
-    assert result.record["outcome"].endswith("at the first 3 steps")
+    assert result.record["outcome"].endswith("at the first 3 steps (nats)")
     named = found(run, kind="odd", trials=2, unit="prompt", outcome=ODDS.replace(":", "[3]:", 1))
     pd.testing.assert_frame_equal(named.effects, result.effects)
     assert result.record["units"] == 6 and result.record["trials_held"] == 12

@@ -15,7 +15,7 @@ from circuits.replay.outcomes import Outcome
 from circuits.replay.paired import PathwayError, Units
 from circuits.replay.pathways import Plan
 from circuits.replay.pathways_choice import choose, draw_controls, halves
-from circuits.replay.pathways_tables import _with_mediators
+from circuits.replay.pathways_tables import with_mediators
 from circuits.sites import Site
 
 HERE = Site.parse("resid_post.1")
@@ -39,7 +39,18 @@ def confirmed(through: np.ndarray, chosen: list[Any]) -> Confirmed:
     total = np.full(n, 5.0)
     left = total[:, None] - through
     return Confirmed(
-        tuple(chosen), total, total, total, total, left, none, none, none, none, more, none[:, :2]
+        mediators=tuple(chosen),
+        base=total,
+        total=total,
+        left_all=total,
+        left_controls=total,
+        left=left,
+        alone=none,
+        direct=none,
+        moved=none,
+        reach_source=none,
+        reach=more,
+        source=none[:, :2],
     )
 
 
@@ -68,7 +79,7 @@ def test_what_carries_nothing_is_not_confirmed(count: tuple[int, int]) -> None:
             assert mine == np.argsort(-np.abs(mean))[:6].tolist()
             found = confirmed(through[rest][:, mine], chosen)
             half = Units.of(units.prompt[rest], units.kind)
-            alarms[name] += bool(_with_mediators(table, found, half, PLAN, 0.0)["confirmed"].any())
+            alarms[name] += bool(with_mediators(table, found, half, PLAN, 0.0)["confirmed"].any())
     assert alarms["halves"] <= binom.ppf(0.999, runs, 0.05)
     assert alarms["same"] > runs / 2
 

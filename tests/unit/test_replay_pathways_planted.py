@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.replay.confirm import Confirmed, Setting, confirm, routes
+from circuits.replay.confirm import Confirmed, Setting, confirm, wire
 from circuits.replay.held import batches, coefficients, run_pass, slopes, text_of
 from circuits.replay.interventions import Change, edits_of
 from circuits.replay.outcomes import Outcome, steps_mean
 from circuits.replay.pathways import rounding
+from circuits.replay.routes import routes
 from circuits.sites import Site
 from tests import tiny
 from tests.replayed import POST, random_saes
@@ -160,6 +161,34 @@ def test_a_chain_of_mediators_adds_up() -> None:
     assert found.reach[:, 1, 0] == pytest.approx(found.moved[:, 0], **close)
     assert found.moved[:, 0] == pytest.approx(by_r / 0.25, **close)
     assert np.abs(found.reach[:, 0]).max() < 1e-12
+
+
+def test_some_of_a_chain_without_the_others_add_up() -> None:
+    """R alone, M alone, all and none: what goes by a mediator that is left out is the source's
+    again, or that of the one before it."""
+    prompts, given, _ = texts(3)
+    plan = setting(chain=True)
+    names = ["R", "N", "M"]
+    found = confirm(plan, prompts, given, mediators(*names), batch_size=4, progress=False)
+    by_r, by_m = (found.total - found.left[:, names.index(name)] for name in ("R", "M"))
+    close = {"abs": 1e-12}
+    for some, own, direct in (
+        (["R"], found.total - by_r, [by_r]),
+        (["M"], found.total - by_m, [by_m]),
+        (["N"], found.total, [0 * by_m]),
+        (["R", "M"], found.total - by_m, [by_r, by_m - by_r]),
+        ([], found.total, []),
+    ):
+        at = [names.index(name) for name in some]
+        wired = wire(plan, prompts, given, found, at, batch_size=5, progress=False)
+        assert wired.mediators == tuple(mediators(*some))
+        assert wired.left_all == pytest.approx(own, **close)
+        straight = np.array(direct).reshape(len(some), 12).T
+        assert wired.direct == pytest.approx(straight, **close)
+        assert wired.left_all + wired.direct.sum(1) == pytest.approx(found.total, **close)
+        if some == ["R"]:  # M is not held
+            assert wired.reach_source[:, 0] == pytest.approx(found.moved[:, 0], **close)
+    assert wire(plan, prompts, given, found, [0, 1, 2], progress=False) is found
 
 
 def test_batches_and_order_change_nothing() -> None:

@@ -15,12 +15,13 @@ from scipy import sparse
 from scipy.stats import binom, nct, permutation_test, ttest_1samp
 from scipy.stats import t as t_quantile
 
-from circuits.cli.replay_pathways import task_outcome
+from circuits.cli.replay_pathways import task_of, task_outcome
 from circuits.metrics import summarise_mean
 from circuits.replay.changes import Trials, active_units, beside, changes, read_means
 from circuits.replay.outcomes import Outcome, check_outcome, parse_outcome, read_sides, steps_mean
 from circuits.replay.paired import PathwayError, Units, share, sign_flips, sizes, summarise
 from circuits.sites import Site
+from circuits.task import load_task
 
 HERE = Site.parse("resid_post.1")
 THERE = Site.parse("resid_post.2")
@@ -277,8 +278,6 @@ def test_what_is_tested_does_not_depend_on_the_difference() -> None:
     found = beside(one, {"random-1": {HERE: second}, "x": {HERE: first}}, {HERE: second}, units)
     assert found[0].tolist() == [0] * len(one)
     assert found[1] == pytest.approx(one["difference"].to_numpy())
-    asked = changes({HERE: first}, {HERE: second}, units, only={HERE: np.array([39, 3])})
-    assert asked["latent"].tolist() == [39, 3]
     assert changes({HERE: first}, {HERE: second}, units, least=11).empty
 
 
@@ -311,12 +310,20 @@ class Letters:
 
 
 def test_a_task_names_its_outcome() -> None:
+    gambling = load_task("gambling")
     for options in ({}, {"chat": True}, {"family": "slots"}):
-        named = task_outcome("gambling", None, options)  # pyright: ignore
+        named = task_outcome(gambling, None, options)  # pyright: ignore
         assert named == "difference[1]: Stop// Bet"  # what is decided at the first step
-    assert task_outcome("gambling", None, {"family": "neutral"}) is None  # pyright: ignore
+    assert task_outcome(gambling, None, {"family": "neutral"}) is None  # pyright: ignore
     assert read_sides("difference: Stop// Bet") == ("difference", ([" Stop"], [" Bet"]))
-    assert task_outcome("ioi", None) is None and task_outcome("custom", None) is None  # pyright: ignore
+    assert task_outcome(load_task("ioi"), None) is None and task_outcome(None, None) is None  # pyright: ignore
+
+
+def test_the_task_of_a_run() -> None:
+    ioi = task_of({"task": "ioi", "task_from": "ioi"}, None)
+    assert ioi is not None and ioi.name == "ioi" and task_of({"task": "ioi"}, None) is ioi
+    for record in ({"task": "custom"}, {"task": "gone"}, {"task": "ioi", "task_from": "my/ioi.py"}):
+        assert task_of(record, None) is None
 
 
 def test_outcomes_as_text() -> None:
@@ -328,12 +335,12 @@ def test_outcomes_as_text() -> None:
     assert read("logit: ").tokens == (32,)
     both = read("difference:a|#7//b")
     assert (both.tokens, both.foils) == ((97, 7), (98,))
-    assert both.name == "log odds of 'a' or '#7' against 'b'"
-    assert read("logprob: ").name == "log probability of ' '"
+    assert both.name == "log odds of 'a' or '#7' against 'b' (nats)"
+    assert read("logprob: ").name == "log probability of ' ' (nats)"
     early = read("difference[1]:a//b")
     assert (early.first, early.tokens, early.foils) == (1, (97,), (98,))
-    assert early.name == "log odds of 'a' against 'b' at the first step"
-    assert read("kl[3]").name == "KL from the no-op run at the first 3 steps"
+    assert early.name == "log odds of 'a' against 'b' at the first step (nats)"
+    assert read("kl[3]").name == "KL from the no-op run at the first 3 steps (nats)"
     assert read("logit:a[1]"[:7]).first is None
     for text, said in (
         ("logit[0]:a", "counts no step"),

@@ -94,6 +94,8 @@ def test_thoughts_are_those_of_whole_forwards(kind: str) -> None:
     assert (model.run(held) - logits).abs().max() < 1e-4
     everywhere = model.run_all_positions(given)
     assert (everywhere - model.run_all_positions(held)).abs().max() < 1e-4
+    assert (everywhere[:, -2:] - model.run_all_positions(held, last=2)).abs().max() < 1e-4
+    assert torch.equal(everywhere[:, -2:], model.run_all_positions(given, last=2))
     sites = [Site(1, "resid_pre"), Site(3, "mlp_out"), Site(2, "z")]
     one, other = model.cache(given, sites, 3)[1], model.cache(held, sites, 3)[1]
     again = model.activations(given, sites)
