@@ -29,7 +29,7 @@ from circuits.replay.variance import (
     title_of,
     variance_ratio,
 )
-from circuits.runs import RunError, default_folder, new_run, read_record, read_tables
+from circuits.runs import RunError, default_folder, new_run, read_method, read_tables
 from circuits.sites import Site
 
 _ROWS = 4096  # of a table at once
@@ -289,11 +289,7 @@ class ReplayResult:
     @classmethod
     def read(cls, folder: str | Path) -> ReplayResult:
         """`load`, of a folder that may not be whole yet."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "replay":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
-        return cls(Path(folder), record)
+        return cls(Path(folder), read_method(folder, "replay"))
 
     @classmethod
     def load(cls, folder: str | Path) -> ReplayResult:

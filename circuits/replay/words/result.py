@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from circuits.replay.words.odds import WordsError
-from circuits.runs import RunError, default_folder, new_run, read_record, read_tables, write_record
+from circuits.runs import RunError, default_folder, new_run, read_method, read_tables, write_record
 
 SIGN = (
     "positive means that the arm writes the word more than the baseline does; in a difference of "
@@ -164,10 +164,7 @@ class WordsResult:
     def load(cls, folder: str | Path) -> WordsResult:
         """Read a run back; raises `RunError` when the folder holds another one, or not a whole
         one."""
-        record = read_record(folder)
-        record.pop("format")
-        if record.get("method") != "words":
-            raise RunError(f"{folder} holds a run of {record.get('method')!r}.")
+        record = read_method(folder, "words")
         lacking = [k for k in ("rules", "difference", "notes", "unit") if k not in record]
         if lacking:
             raise RunError(f"{folder} is not a whole run of words: {lacking[0]} is missing.")
