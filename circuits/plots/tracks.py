@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from circuits.tracks.result import Tracks
 
 _GREY, _SPLIT, _MERGE = "#969696", "#238b45", "#8856a7"
-_ROW = 26  # pixels of a lane
+_ROW = 30  # pixels of a lane
 _WIDTHS = (1.5, 3.0, 5.0, 8.0, 12.0)  # of lines, pixels
 _MARKS = {
     "birth": ("triangle-right", "birth"),
@@ -25,7 +25,7 @@ _MARKS = {
     "death": ("x", "death"),
     "merge": ("x", "merged into another"),
 }
-_CARD = 90  # characters a line of what is hovered
+_DASH = "7px,5px"  # of any width of line
 
 
 def tracks_figure(
@@ -68,12 +68,14 @@ def tracks_figure(
         gridcolor="#eee",
         zeroline=False,
     )
-    figure.update_yaxes(range=[lanes - 0.3, -0.7], showticklabels=False, showgrid=False)
-    figure.update_yaxes(zeroline=False, title={"text": "tracks", "font": {"size": 12}}, col=1)
+    figure.update_yaxes(
+        range=[lanes - 0.3, -0.7], showticklabels=False, showgrid=False, zeroline=False
+    )
+    figure.update_yaxes(title={"text": "tracks", "font": {"size": 12}}, col=1)
     lines = [
         "Sites of the residual stream across, in forward order (not to scale). A line is a track: "
-        "wide where its latents write much of what is written there; rings are latents whose "
-        "links are kept nowhere.",
+        "wide where its latents (by number) write much of what is written there; rings are latents "
+        "that no link was kept of.",
         "Solid: links confirmed by ablation. Dashed: kept by the null, not confirmed or not "
         "tested." + (" Links that are not kept are not drawn." if _only_kept(tracks) else ""),
     ]
@@ -151,7 +153,7 @@ class _Column:
             one, two = self.nodes.loc[row["source"]], self.nodes.loc[row["target"]]
             kind = row["kind"] if row["kind"] in ("split", "merge") else "track"
             size = _width((one["share"] + two["share"]) / 2, widest)
-            dash = "solid" if row["causal"] == "confirmed" else "dash"
+            dash = "solid" if row["causal"] == "confirmed" else _DASH
             x, y = buckets.setdefault((kind, size, dash), ([], []))
             xs, ys = _curve(one, two)
             x += [*xs, None]
@@ -184,15 +186,18 @@ class _Column:
             figure.add_scatter(
                 x=[r["x"] for r in some],
                 y=[r["y"] for r in some],
-                mode="markers",
+                mode="markers" if alone else "markers+text",
+                hovertext=[self._hover(r) for r in some],
+                text=None if alone else [str(r["latent"]) for r in some],
+                textposition="top center",
+                textfont={"size": 9, "color": "#444"},
                 marker={
                     "size": 6 if alone else 9,
                     "symbol": "circle-open" if alone else "circle",
                     "color": _GREY if alone else BLUE,
                     "line": {"width": 1, "color": _GREY if alone else "white"},
                 },
-                text=[self._hover(r) for r in some],
-                hovertemplate="%{text}<extra></extra>",
+                hovertemplate="%{hovertext}<extra></extra>",
                 name=name,
                 legendgroup=name,
                 showlegend=name not in shown,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.report import page
 from circuits.report.tables import Html, number, of_row, paragraph, table
 from circuits.sites import Site
+from circuits.tracks.plan import TrackError
 
 if TYPE_CHECKING:
     from circuits.features.bank import FeatureBank
@@ -43,6 +44,7 @@ def summary(tracks: Tracks) -> str:
 def _about(tracks: Tracks) -> Html:
     notes = [paragraph(tracks.headline())]
     notes += [paragraph(line, "loud") for line in tracks.warnings()]
+    notes += [paragraph(line, "note") for line in tracks.notes()]
     return Html("".join(notes))
 
 
@@ -109,6 +111,21 @@ def _confirmed(tracks: Tracks, bank: FeatureBank | None) -> Html:
     return paragraph(note) + table(heads, rows, heads[2 if bank else 1 : -1])
 
 
+def check_bank(tracks: Tracks, bank: FeatureBank | None) -> None:
+    """Raise `TrackError` where a bank is of other SAEs than the tracks."""
+    theirs = {} if bank is None else {one["site"]: one["sha256"] for one in bank.record["saes"]}
+    other = [
+        one["site"]
+        for one in tracks.record["saes"]
+        if theirs.get(one["site"], one["sha256"]) != one["sha256"]
+    ]
+    if other:
+        raise TrackError(
+            f"the bank is of another SAE at {', '.join(other)} than the tracks: its descriptions "
+            "would be of other latents. Give --bank one that was collected with --saes."
+        )
+
+
 def describe(bank: FeatureBank | None, site: str, latent: int) -> str:
     """One line about a latent; empty without a bank that knows it."""
     if bank is None or site not in {str(s) for s in bank.sites}:
@@ -117,6 +134,12 @@ def describe(bank: FeatureBank | None, site: str, latent: int) -> str:
 
 
 def _metrics(tracks: Tracks) -> Html:
+    heads = ("metric", "what", "range", "right answers, mean", "wrong answers, mean")
+    return table(heads, metric_rows(tracks), heads[3:])
+
+
+def metric_rows(tracks: Tracks) -> list[list[str]]:
+    """Name, what it is, range, and means over right and over wrong answers."""
     correct = tracks.answers.set_index("answer")["correct"]
     rows = []
     for name, about in tracks.record["metrics"].items():
@@ -129,8 +152,7 @@ def _metrics(tracks: Tracks) -> Html:
         ends = [values[side_of.to_numpy() == side] for side in (True, False)]
         means = [number(x.mean() if len(x) else None, ".3f") for x in ends]
         rows.append([name, about["what"], about["range"], *means])
-    heads = ("metric", "what", "range", "right answers, mean", "wrong answers, mean")
-    return table(heads, rows, heads[3:])
+    return rows
 
 
 def _how(tracks: Tracks) -> str:

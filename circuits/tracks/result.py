@@ -115,9 +115,20 @@ class Tracks:
         if self.record["constant"]:
             names = ", ".join(self.record["constant"])
             said.append(f"Constant over all answers, and so no metrics: {names}.")
+        return said
+
+    def notes(self) -> list[str]:
+        """What else is worth knowing."""
+        said = []
         if self.record["saes_left_out"]:
             left = ", ".join(self.record["saes_left_out"])
-            said.append(f"Not in the residual stream, and left out: {left}.")
+            said.append(f"SAEs that are not in the residual stream are left out: {left}.")
+        uneven = self.record["null"]["answers_of_uneven_groups"]
+        if uneven:
+            said.append(
+                f"{uneven} answers are exchanged with groups of other sizes, whose answers "
+                "are then repeated or left out."
+            )
         return said
 
     def pair(self) -> list[str]:
@@ -152,8 +163,9 @@ class Tracks:
 
     def page(self, bank: FeatureBank | None = None) -> str:
         """The picture and all numbers as one page that opens without a network."""
-        from circuits.tracks.page import tracks_page
+        from circuits.tracks.page import check_bank, tracks_page
 
+        check_bank(self, bank)
         return tracks_page(self, bank)
 
     def _repr_html_(self) -> str:
@@ -163,6 +175,9 @@ class Tracks:
 
     def save(self, folder: str | Path | None = None, bank: FeatureBank | None = None) -> Path:
         """Write the run's folder (default `runs/<task>/tracks-<time>`) and return it."""
+        from circuits.tracks.page import check_bank
+
+        check_bank(self, bank)
         task = str(self.record.get("task") or "custom")
         target = Path(folder) if folder else default_folder(task, "tracks")
         with new_run(target) as work:
