@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -43,40 +44,39 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[Any]]) -> N
     console.print(table)
 
 
+def _names(tracks: Tracks) -> Callable[[str], str]:
+    """Layers alone where all sites are of one kind."""
+    kinds = {site.partition(".")[0] for site in tracks.sites}
+    return (lambda site: site.partition(".")[2]) if len(kinds) == 1 else str
+
+
 def _print_layers(tracks: Tracks) -> None:
     from circuits.tracks.page import apart
 
+    short = _names(tracks)
     rows = [
         [
-            f"{row['site']} > {row['to_site']}",
+            f"{short(row['site'])} > {short(row['to_site'])}",
             apart(row),
             number(row["similarity"], ".2f"),
             number(row["similarity_shuffled"], ".2f"),
             f"{row['links']:,}",
             number(row["links_shuffled"], ",.0f"),
             f"{row['kept']:,}",
-            f"{row['pairs_kept']} of {row['pairs']}",
+            f"{row['pairs_kept']}/{row['pairs']}",
         ]
         for row in tracks.record["layers"]
     ]
-    heads = (
-        "between",
-        "layers\napart",
-        "similar",
-        "shuffled",
-        "links",
-        "shuffled",
-        "kept",
-        "pairs",
-    )
-    _print_table("What a link means: similarity and links, and with shuffled layers", heads, rows)
+    heads = ("layers", "apart", "similar", "shuffled", "links", "shuffled", "kept", "pairs")
+    _print_table("Similarity and links between sites, and with shuffled layers", heads, rows)
 
 
 def _print_confirmed(tracks: Tracks, top: int) -> None:
     some: Any = tracks.confirmed.sort_values("lost", ascending=False)
+    short, ends = _names(tracks), (("site", "latent"), ("to_site", "to_latent"))
     rows = [
         [
-            f"{row['site']} {row['latent']} > {row['to_site']} {row['to_latent']}",
+            " > ".join(f"{short(row[site])}:{row[latent]}" for site, latent in ends),
             number(row["similarity"], ".2f"),
             row["groups"],
             of_row(row, "lost", ".0%"),
@@ -86,7 +86,7 @@ def _print_confirmed(tracks: Tracks, top: int) -> None:
         for row in some.head(top).to_dict("records")
     ]
     most = f", {top} of {len(some)}" if len(some) > top else ""
-    heads = ("pair", "similar", "groups", "lost", "by the control", "confirmed")
+    heads = ("latents", "similar", "groups", "lost", "by the control", "confirmed")
     _print_table(f"Activation lost when the earlier latent is ablated{most}", heads, rows)
 
 
