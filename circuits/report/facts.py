@@ -21,6 +21,7 @@ NOUNS = {
     "direct": "direct effects",
     "circuit": "circuit",
     "predict": "prediction of errors",
+    "tracks": "tracks through the layers",
     "features": "feature bank",
 }
 

@@ -29,10 +29,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("nodes_seen", "drawn", "chosen", "stability", "missing"),
     ),
     "predict": ("targets", "records", "groups", "folds", "features", "sign_convention"),
+    "tracks": ("answers", "saes", "plan", "null", "layers", "causal", "metrics", "constant"),
     "features": ("saes", "corpus", "tokens", "positions"),
 }
 # Of no pairs, and so of no subject.
-ALONE = ("predict", "features")
+ALONE = ("predict", "tracks", "features")
 # Shown by a page of their own, which stands in their folder.
 _OWN_PAGES = ("replay", "pathways", "words")
 _ALWAYS = ("model", "model_sha256", "versions")
@@ -91,6 +92,8 @@ class Run:
         if self.method == "predict":
             refused = [t for t in self.result.targets if self.result.verdict(t) == "refused"]
             return [self.result.headline(target) for target in refused]
+        if self.method == "tracks":
+            return self.result.warnings()
         if self.method == "features":
             return []
         if self.method == "saes":  # its record does not say whether it was forced
@@ -220,6 +223,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
     from circuits.patch import PatchResult
     from circuits.predict import PredictResult
     from circuits.saes import Fidelity
+    from circuits.tracks import Tracks
 
     classes: dict[str, Any] = {
         "patch": PatchResult,
@@ -229,6 +233,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
         "circuit": CircuitResult,
         "features": FeatureBank,
         "predict": PredictResult,
+        "tracks": Tracks,
     }
     time = datetime.fromtimestamp((folder / RUN_JSON).stat().st_mtime, UTC)
     method = record["method"]
