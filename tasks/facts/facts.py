@@ -291,6 +291,11 @@ _TABLES = {
 }
 
 
+@cache
+def _table(kind: str) -> tuple[Fact, ...]:
+    return tuple(_TABLES[kind]())
+
+
 def facts(kinds: Sequence[str] = KINDS, *, most: int | None = None, seed: int = 0) -> list[Fact]:
     """Facts of these kinds in a drawn order; `most` of each, or of tables all.
 
