@@ -178,7 +178,7 @@ def tracks_command(
         console.print(f"Saved {target}; open {target}/tracks.html", highlight=False, markup=False)
         metrics = result.require_metrics()
         if tell:
-            from circuits.tracks.tells import tells  # pyright: ignore[reportMissingImports]
+            from circuits.tracks.tells import tells
 
             about = {name: result.record[name] for name in ("task", "model", "model_sha256")}
             verdict = tells(metrics, answers, folds=folds, seed=seed, source=about)
