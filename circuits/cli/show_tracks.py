@@ -10,9 +10,11 @@ from rich.table import Table
 
 from circuits.cli.show import console, escaped
 from circuits.report.tables import number, of_row
+from circuits.report.tells import tell_tables
 
 if TYPE_CHECKING:
     from circuits.tracks import Tracks
+    from circuits.tracks.tells import Tells
 
 
 def print_tracks(tracks: Tracks, top: int = 12) -> None:
@@ -93,34 +95,10 @@ def _print_confirmed(tracks: Tracks, top: int) -> None:
 _STYLES = {"refused": "bold red", "nothing": "yellow", "found": "bold"}
 
 
-def print_tells(found: Any) -> None:
+def print_tells(found: Tells) -> None:
     """Whether metrics tell right from wrong."""
     console.print(found.headline(), style=_STYLES[found.verdict()], highlight=False, markup=False)
-    sets = [
-        [
-            row["features"],
-            of_row({"v": row["auc"], "v_low": row["low"], "v_high": row["high"]}, "v", ".3f"),
-            number(row["p"], ".3f"),
-        ]
-        for row in found.sets.to_dict("records")
-    ]
-    _print_table("Held out by group", ("features", "AUC", "p"), sets)
-    gains = [
-        [
-            f"{row['features']} over {row['over']}",
-            of_row({"v": row["gain"], "v_low": row["low"], "v_high": row["high"]}, "v", "+.3f"),
-            number(row["p"], ".3f"),
-        ]
-        for row in found.gains.to_dict("records")
-    ]
-    _print_table("Gains in AUC", ("comparison", "gain", "p"), gains)
-    single = [
-        [
-            row["metric"],
-            number(row["auc"], ".3f"),
-            number(row["d"], "+.2f"),
-            number(row["q"], ".2g"),
-        ]
-        for row in found.single.to_dict("records")
-    ]
-    _print_table("Each metric, toward wrong answers", ("metric", "AUC", "d", "q"), single)
+    for title, heads, rows in tell_tables(found):
+        _print_table(title, heads, rows)
+    sign = found.record["sign_convention"]
+    console.print(f"Sign: {sign}.", style="dim", highlight=False, markup=False)

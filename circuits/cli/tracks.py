@@ -160,13 +160,13 @@ def tracks_command(
         check_new(folder)
     cards = _bank(bank, saes)
     if tell and source.records is not None:
-        _check_labels(source.records, folds)
+        _check_tellable(source.records, folds)
     with interruptible(keeps=False):
         loaded = source.load(model, device, dtype)
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         answers = source.answers(loaded)
         if tell:
-            _check_labels(answers, folds)
+            _check_tellable(answers, folds)
         result = track(loaded, found, answers, plan, prepend_bos=prepend_bos)
         result.record.update(task=source.name, command=ctx.obj)
         if task is not None:
@@ -188,10 +188,18 @@ def tracks_command(
             console.print(f"Saved {told}", highlight=False, markup=False)
 
 
-def _check_labels(answers: list[Labelled], folds: int) -> None:
+def _check_tellable(answers: list[Labelled], folds: int) -> None:
+    """Before long work: both classes in enough groups, and the output's numbers to compare with."""
     from circuits.labelled import ERROR, check_labels
+    from circuits.predict.surface import surface_groups
 
     check_labels(answers, ERROR, folds)
+    if "output" not in surface_groups(answers):
+        raise CircuitsError(
+            "the answers have no probability or entropy of the output among their surface numbers, "
+            "which the metrics are compared with: give them (--surface names keys of --data), or "
+            "--no-tell."
+        )
 
 
 def _bank(name: str | None, saes: str) -> Any:
