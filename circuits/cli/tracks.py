@@ -118,6 +118,10 @@ def tracks_command(
         typer.Option("--tell/--no-tell", help="Predict wrong answers from the metrics."),
     ] = True,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Of that prediction.")] = 5,
+    estimators: Annotated[
+        str | None,
+        typer.Option("--estimators", help="Of that prediction [as `circuits predict`]."),
+    ] = None,
     prepend_bos: options.BosOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     device: options.DeviceOption = None,
@@ -127,6 +131,7 @@ def tracks_command(
 ) -> None:
     """Follow latents through the layers of answers, test the links, and see whether right and wrong
     answers differ in them."""
+    from circuits.predict.estimators import DEFAULT, check_estimators
     from circuits.runs import check_new, default_folder, sha256_of
     from circuits.tracks import Places, TrackPlan, track
 
@@ -153,6 +158,10 @@ def tracks_command(
     )
     if layers:
         options.parse_layers(layers)
+    if not tell:
+        options.refuse(ctx, "--no-tell", ("folds", "estimators"), "nothing is predicted")
+    chosen = tuple(s.strip() for s in estimators.split(",")) if estimators else DEFAULT
+    check_estimators(chosen)
     source = _Source(ctx, task, data, surface, n, seed, parse_task_options(task_option or []))
     target = out or default_folder(source.name, "tracks")
     told = target.with_name(f"{target.name}-tells")
@@ -181,7 +190,9 @@ def tracks_command(
             from circuits.tracks.tells import tells
 
             about = {name: result.record[name] for name in ("task", "model", "model_sha256")}
-            verdict = tells(metrics, answers, folds=folds, seed=seed, source=about)
+            verdict = tells(
+                metrics, answers, estimators=chosen, folds=folds, seed=seed, source=about
+            )
             verdict.record.update(command=ctx.obj, tracks=str(target))
             verdict.save(told)
             print_tells(verdict)
