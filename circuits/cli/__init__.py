@@ -37,7 +37,9 @@ from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
 from circuits.cli.show_study import print_study
+from circuits.cli.show_tracks import print_tells, print_tracks
 from circuits.cli.show_words import print_words
+from circuits.cli.tracks import tracks_command
 from circuits.cli.train import train_command
 
 __all__ = ["app", "main", "run_app"]
@@ -59,6 +61,7 @@ app.command("train")(train_command)
 app.command("features")(features_command)
 app.command("hypotheses")(hypotheses_command)
 app.command("predict")(predict_command)
+app.command("tracks")(tracks_command)
 app.add_typer(replay_app, name="replay")
 app.command("report")(report_command)
 
@@ -98,6 +101,8 @@ def show_command(
     from circuits.replay.words import WordsResult
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
+    from circuits.tracks import Tracks
+    from circuits.tracks.tells import Tells
 
     printers: dict[str, tuple[Callable[[Path], Any], Callable[[Any], None]]] = {
         "patch": (PatchResult.load, print_patch),
@@ -110,6 +115,8 @@ def show_command(
         "predict": (PredictResult.load, print_predict),
         "replay": (ReplayResult.load, print_replay),
         "pathways": (PathwaysResult.load, print_pathways),
+        "tracks": (Tracks.load, print_tracks),
+        "tells": (Tells.load, print_tells),
         "words": (WordsResult.load, print_words),
         "study": (Path, print_study),
     }

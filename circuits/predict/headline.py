@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from circuits.predict.folds import Held
 from circuits.predict.scores import (
     RESAMPLES,
     SCORES,
+    Proba,
     Truth,
+    auc,
+    exchange_p,
     interval,
     null_auc,
     permutation_p,
@@ -52,6 +56,39 @@ def score_table(
         ends = interval(gain, drawn[own["name"]] - drawn[best["name"]], truth.widening, level)
         table.loc[i, ["gain", "gain_low", "gain_high"]] = [gain, ends.low, ends.high]  # pyright: ignore
     return table
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much one predictor's AUC exceeds another's on the same rows; 0 is no gain.
+
+    low, high: groups resampled for both together, widened. p: `scores.exchange_p`.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def found(self) -> bool:
+        """Whether there is one: the interval lies above 0, and p is below 0.05."""
+        return self.low > 0 and self.p < 0.05
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.3f}"
+
+
+def paired_gain(
+    truth: Truth, ours: Proba, other: Proba, level: float = 0.95, seed: int = 0
+) -> Gain:
+    """The gain of one predictor over another, both held out in the same folds."""
+    one = np.ones((1, len(truth.classes)), dtype=np.float32)
+    weights = truth.weights(RESAMPLES, seed)
+    value = float(auc(truth, ours, one)[0] - auc(truth, other, one)[0])
+    drawn = auc(truth, ours, weights) - auc(truth, other, weights)
+    ends = interval(value, drawn, truth.widening, level)
+    return Gain(value, ends.low, ends.high, exchange_p(truth, ours, other, seed=seed))
 
 
 def headline(scores: pd.DataFrame, audit: look.Audit) -> dict[str, Any]:

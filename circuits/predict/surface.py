@@ -24,6 +24,11 @@ _STEPS = re.compile("step|depth|hop", re.IGNORECASE)
 _OUTPUT = re.compile("entropy|prob|confidence|perplexity|margin|nll", re.IGNORECASE)
 
 
+def is_output(name: str) -> bool:
+    """Whether a surface number of this name is one of the model's output."""
+    return not _STEPS.search(name) and _OUTPUT.search(name) is not None
+
+
 def numbers_in(text: str) -> list[float]:
     """The numbers of a text, in order."""
     return [float(n.replace(",", "")) for n in _NUMBER.findall(text)]

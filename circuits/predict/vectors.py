@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -48,7 +49,8 @@ class Vectors:
 
     values: what stands at each site and position; width is d_model, or latents, or heads.
     ids, digests: of the records, one each; a digest is "" where the maker did not keep it.
-    sites, positions: names of the axes. kind: activations, latents or attention.
+    sites, positions: names of the axes. kind: activations, latents, attention, or table for numbers
+        that sum an answer up (`of_table`).
     fitted: what was fitted before the folds on the way to these values (none for activations).
     source: what a record says of where they are from.
     """
@@ -74,6 +76,33 @@ class Vectors:
         if not all(fine):
             which = [i for i, good in zip(self.ids, fine, strict=True) if not good]
             raise JoinError(f"vectors of {named(which)} hold numbers that are not finite.")
+
+    @classmethod
+    def of_table(
+        cls, table: pd.DataFrame, *, name: str = "table", source: Mapping[str, Any] | None = None
+    ) -> Vectors:
+        """Numbers of each record as features: one row a record, its `id`, one column a number.
+
+        A column `digest` (`Labelled.digest`), if there is one, is looked at when they are joined.
+        Raises `JoinError` where there are no numbers, one that is constant, or one that is none.
+        """
+        if "id" not in table.columns:
+            raise JoinError("a table of features needs a column id; rows are joined by it.")
+        columns = [str(c) for c in table.columns if c not in ("id", "digest")]
+        try:
+            values = table[columns].to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise JoinError(f"the table of features holds what is no number: {error}.") from error
+        ids = tuple(table["id"].astype(str))
+        constant = [c for c, v in zip(columns, values.T, strict=True) if np.ptp(v) == 0]
+        if not columns or not ids or constant:
+            raise JoinError(
+                f"a table of {len(ids)} rows and the numbers {', '.join(columns) or '(none)'}; "
+                f"constant: {', '.join(constant) or '(none)'}. Expected numbers that differ."
+            )
+        digests = tuple(table["digest"]) if "digest" in table.columns else ("",) * len(ids)
+        shaped = values[:, None, :, None]
+        return cls(shaped, ids, digests, (name,), tuple(columns), "table", source=source or {})
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -21,6 +21,8 @@ NOUNS = {
     "direct": "direct effects",
     "circuit": "circuit",
     "predict": "prediction of errors",
+    "tracks": "tracks through the layers",
+    "tells": "right and wrong answers by their tracks",
     "features": "feature bank",
 }
 

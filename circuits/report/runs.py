@@ -4,7 +4,7 @@ measured; every result with its figures; the exact commands. It opens without a 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from circuits.report.predict import predict_sections, predict_summary
 from circuits.report.style import STYLE
 from circuits.report.summary import summary, warnings
 from circuits.report.tables import Html, bullets, escaped, link, paragraph
+from circuits.report.tells import tells_sections
 from circuits.runs import read_record
 
 __all__ = ["Found", "ReportError", "Run", "find_runs", "report"]
@@ -48,6 +49,8 @@ _TITLES = {
     "direct": "What writes to the logits: direct effects",
     "circuit": "The circuit",
     "predict": "Predicting errors",
+    "tracks": "Tracks through the layers",
+    "tells": "Right and wrong answers by their tracks",
     "features": "Feature banks",
 }
 # Nothing may be fetched, whatever stands in a prompt or a name.
@@ -163,6 +166,9 @@ def _add_summary(
         if run.method == "predict":
             text = predict_summary(run)
             body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
+        if run.method in ("tracks", "tells"):
+            text = f"{_TITLES[run.method]}: {run.result.headline()}"
+            body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
         if run.method == "features":
             text = f"A feature bank of {run.record['model']}: {len(run.record['saes'])} SAEs."
             body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
@@ -196,13 +202,20 @@ def _what(run: Run) -> str:
 
         errors = ", SAEs' errors removed" if record["errors"] == "removed" else ""
         return f"{method_of(record)}, {record['direction']}{errors}".capitalize()
-    if run.method == "direct":
-        return f"Direct effects, {record['direction']}"
     if run.method == "circuit":
         return f"{record['nodes']:,} of {record['nodes_seen']:,} nodes"
-    if run.method == "predict":
-        return f"{record.get('task')}: {record['records']} records in {record['groups']} groups"
+    if run.method in _OF_ANSWERS:
+        return f"{record.get('task')}: {_OF_ANSWERS[run.method](record)}"
+    if run.method == "direct":
+        return f"Direct effects, {record['direction']}"
     return f"{len(record['saes'])} SAEs"
+
+
+_OF_ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "predict": lambda record: f"{record['records']} records in {record['groups']} groups",
+    "tracks": lambda record: f"{record['answers']['count']} answers",
+    "tells": lambda record: f"{record['answers']} answers in {record['groups']} groups",
+}
 
 
 def _sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
@@ -211,12 +224,19 @@ def _sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
         return attribution_sections(run, partial(_describe, bank) if bank else None)
     if run.method == "circuit":
         return circuit_sections(run, banks)
+    if run.method == "tracks":
+        from circuits.tracks.page import tracks_sections
+
+        bank = bank_for(run.record, banks)
+        drawn = [("", run.result.picture(bank=bank))] if len(run.result.nodes) else []
+        return [*drawn, *tracks_sections(run.result, bank)]
     makers: dict[str, Any] = {
         "saes": fidelity_sections,
         "patch": patch_sections,
         "direct": direct_sections,
         "features": bank_sections,
         "predict": predict_sections,
+        "tells": tells_sections,
     }
     return makers[run.method](run)
 

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-DRAWS = re.compile(r"\.(\w*heatmap|top_latents|card|waterfall|(\w+_)?figure)\(.*\)$")
+DRAWS = re.compile(r"\.(\w*heatmap|top_latents|card|waterfall|picture|(\w+_)?figure)\(.*\)$")
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
