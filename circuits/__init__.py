@@ -23,6 +23,7 @@ from circuits.replay import ReplayResult, replay
 from circuits.saes import load_saes, measure_fidelity
 from circuits.sites import Site
 from circuits.task import load_task
+from circuits.tracks import TrackPlan, Tracks, track
 
 __all__ = [
     "Attribution",
@@ -37,6 +38,8 @@ __all__ = [
     "PromptPairs",
     "ReplayResult",
     "Site",
+    "TrackPlan",
+    "Tracks",
     "apply_circuit",
     "attribute",
     "circuit",
@@ -50,4 +53,5 @@ __all__ = [
     "read_labelled",
     "read_pairs",
     "replay",
+    "track",
 ]

@@ -37,7 +37,7 @@ from circuits.cli.show_pathways import print_pathways
 from circuits.cli.show_predict import print_predict
 from circuits.cli.show_replay import print_replay
 from circuits.cli.show_study import print_study
-from circuits.cli.show_tracks import print_tracks
+from circuits.cli.show_tracks import print_tells, print_tracks
 from circuits.cli.show_words import print_words
 from circuits.cli.tracks import tracks_command
 from circuits.cli.train import train_command
@@ -94,6 +94,7 @@ def show_command(
     from circuits.runs import RunError, read_record
     from circuits.saes import Fidelity
     from circuits.tracks import Tracks
+    from circuits.tracks.tells import Tells
 
     printers: dict[str, tuple[Callable[[Path], Any], Callable[[Any], None]]] = {
         "patch": (PatchResult.load, print_patch),
@@ -107,6 +108,7 @@ def show_command(
         "replay": (ReplayResult.load, print_replay),
         "pathways": (PathwaysResult.load, print_pathways),
         "tracks": (Tracks.load, print_tracks),
+        "tells": (Tells.load, print_tells),
         "words": (WordsResult.load, print_words),
         "study": (Path, print_study),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -9,9 +10,11 @@ from rich.table import Table
 
 from circuits.cli.show import console, escaped
 from circuits.report.tables import number, of_row
+from circuits.report.tells import tell_tables
 
 if TYPE_CHECKING:
     from circuits.tracks import Tracks
+    from circuits.tracks.tells import Tells
 
 
 def print_tracks(tracks: Tracks, top: int = 12) -> None:
@@ -43,40 +46,39 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[Any]]) -> N
     console.print(table)
 
 
+def _names(tracks: Tracks) -> Callable[[str], str]:
+    """Layers alone where all sites are of one kind."""
+    kinds = {site.partition(".")[0] for site in tracks.sites}
+    return (lambda site: site.partition(".")[2]) if len(kinds) == 1 else str
+
+
 def _print_layers(tracks: Tracks) -> None:
     from circuits.tracks.page import apart
 
+    short = _names(tracks)
     rows = [
         [
-            f"{row['site']} > {row['to_site']}",
+            f"{short(row['site'])} > {short(row['to_site'])}",
             apart(row),
             number(row["similarity"], ".2f"),
             number(row["similarity_shuffled"], ".2f"),
             f"{row['links']:,}",
             number(row["links_shuffled"], ",.0f"),
             f"{row['kept']:,}",
-            f"{row['pairs_kept']} of {row['pairs']}",
+            f"{row['pairs_kept']}/{row['pairs']}",
         ]
         for row in tracks.record["layers"]
     ]
-    heads = (
-        "between",
-        "layers\napart",
-        "similar",
-        "shuffled",
-        "links",
-        "shuffled",
-        "kept",
-        "pairs",
-    )
-    _print_table("What a link means: similarity and links, and with shuffled layers", heads, rows)
+    heads = ("layers", "apart", "similar", "shuffled", "links", "shuffled", "kept", "pairs")
+    _print_table("Similarity and links between sites, and with shuffled layers", heads, rows)
 
 
 def _print_confirmed(tracks: Tracks, top: int) -> None:
     some: Any = tracks.confirmed.sort_values("lost", ascending=False)
+    short, ends = _names(tracks), (("site", "latent"), ("to_site", "to_latent"))
     rows = [
         [
-            f"{row['site']} {row['latent']} > {row['to_site']} {row['to_latent']}",
+            " > ".join(f"{short(row[site])}:{row[latent]}" for site, latent in ends),
             number(row["similarity"], ".2f"),
             row["groups"],
             of_row(row, "lost", ".0%"),
@@ -86,41 +88,17 @@ def _print_confirmed(tracks: Tracks, top: int) -> None:
         for row in some.head(top).to_dict("records")
     ]
     most = f", {top} of {len(some)}" if len(some) > top else ""
-    heads = ("pair", "similar", "groups", "lost", "by the control", "confirmed")
+    heads = ("latents", "similar", "groups", "lost", "by the control", "confirmed")
     _print_table(f"Activation lost when the earlier latent is ablated{most}", heads, rows)
 
 
 _STYLES = {"refused": "bold red", "nothing": "yellow", "found": "bold"}
 
 
-def print_tells(found: Any) -> None:
+def print_tells(found: Tells) -> None:
     """Whether metrics tell right from wrong."""
     console.print(found.headline(), style=_STYLES[found.verdict()], highlight=False, markup=False)
-    sets = [
-        [
-            row["features"],
-            of_row({"v": row["auc"], "v_low": row["low"], "v_high": row["high"]}, "v", ".3f"),
-            number(row["p"], ".3f"),
-        ]
-        for row in found.sets.to_dict("records")
-    ]
-    _print_table("Held out by group", ("features", "AUC", "p"), sets)
-    gains = [
-        [
-            f"{row['features']} over {row['over']}",
-            of_row({"v": row["gain"], "v_low": row["low"], "v_high": row["high"]}, "v", "+.3f"),
-            number(row["p"], ".3f"),
-        ]
-        for row in found.gains.to_dict("records")
-    ]
-    _print_table("Gains in AUC", ("comparison", "gain", "p"), gains)
-    single = [
-        [
-            row["metric"],
-            number(row["auc"], ".3f"),
-            number(row["d"], "+.2f"),
-            number(row["q"], ".2g"),
-        ]
-        for row in found.single.to_dict("records")
-    ]
-    _print_table("Each metric, toward wrong answers", ("metric", "AUC", "d", "q"), single)
+    for title, heads, rows in tell_tables(found):
+        _print_table(title, heads, rows)
+    sign = found.record["sign_convention"]
+    console.print(f"Sign: {sign}.", style="dim", highlight=False, markup=False)

@@ -18,8 +18,6 @@ from circuits.errors import CircuitsError
 if TYPE_CHECKING:
     from circuits.labelled import Labelled
 
-_LINKS, _NULL, _CAUSE = "Links", "Null", "Ablation"
-
 
 def tracks_command(
     ctx: typer.Context,
@@ -64,74 +62,56 @@ def tracks_command(
     ] = 0.5,
     decoder: Annotated[
         float,
-        typer.Option(
-            "--decoder", help="Weight of the decoder rows' cosine.", rich_help_panel=_LINKS
-        ),
+        typer.Option("--decoder", help="Weight of the decoder rows' cosine."),
     ] = 1.0,
     activation: Annotated[
         float,
-        typer.Option("--activation", help="Weight of like shares.", rich_help_panel=_LINKS),
+        typer.Option("--activation", help="Weight of like shares."),
     ] = 0.25,
     distance: Annotated[
         float,
-        typer.Option("--distance", help="Cost of a position between.", rich_help_panel=_LINKS),
+        typer.Option("--distance", help="Cost of a position between."),
     ] = 0.1,
     reach: Annotated[
         int,
-        typer.Option(
-            "--reach", min=0, help="Positions later that a track may go on.", rich_help_panel=_LINKS
-        ),
+        typer.Option("--reach", min=0, help="Positions later that a track may go on."),
     ] = 0,
-    least: Annotated[
-        float, typer.Option("--least", help="Smallest score of a link.", rich_help_panel=_LINKS)
-    ] = 0.4,
+    least: Annotated[float, typer.Option("--least", help="Smallest score of a link.")] = 0.4,
     branch: Annotated[
         float,
-        typer.Option(
-            "--branch", help="Smallest score of a split or merge.", rich_help_panel=_LINKS
-        ),
+        typer.Option("--branch", help="Smallest score of a split or merge."),
     ] = 0.5,
     links: Annotated[
         Literal["kept", "all"],
-        typer.Option("--links", help="That tracks go along.", rich_help_panel=_LINKS),
+        typer.Option("--links", help="That tracks go along."),
     ] = "kept",
     permutations: Annotated[
         int,
-        typer.Option(
-            "--permutations", min=19, help="Times layers are shuffled.", rich_help_panel=_NULL
-        ),
+        typer.Option("--permutations", min=19, help="Times layers are shuffled."),
     ] = 499,
     fdr: Annotated[
         float,
-        typer.Option("--fdr", help="Largest false discovery rate.", rich_help_panel=_NULL),
+        typer.Option("--fdr", help="Largest false discovery rate."),
     ] = 0.05,
     rare: Annotated[
         int,
-        typer.Option(
-            "--rare", min=1, help="Groups that a tested latent occurs in.", rich_help_panel=_NULL
-        ),
+        typer.Option("--rare", min=1, help="Groups that a tested latent occurs in."),
     ] = 5,
     within: Annotated[
         str | None,
-        typer.Option(
-            "--within", help="A label: exchange answers that share it.", rich_help_panel=_NULL
-        ),
+        typer.Option("--within", help="A label: exchange answers that share it."),
     ] = None,
     checked: Annotated[
         int,
-        typer.Option(
-            "--checked", min=0, help="Most pairs that are ablated.", rich_help_panel=_CAUSE
-        ),
+        typer.Option("--checked", min=0, help="Most pairs that are ablated."),
     ] = 40,
     occurrences: Annotated[
         int,
-        typer.Option(
-            "--occurrences", min=1, help="Links of each that are tested.", rich_help_panel=_CAUSE
-        ),
+        typer.Option("--occurrences", min=1, help="Links of each that are tested."),
     ] = 16,
     lost: Annotated[
         float,
-        typer.Option("--lost", help="Share that must be lost to confirm.", rich_help_panel=_CAUSE),
+        typer.Option("--lost", help="Share that must be lost to confirm."),
     ] = 0.5,
     tell: Annotated[
         bool,
@@ -180,13 +160,13 @@ def tracks_command(
         check_new(folder)
     cards = _bank(bank, saes)
     if tell and source.records is not None:
-        _check_labels(source.records, folds)
+        _check_tellable(source.records, folds)
     with interruptible(keeps=False):
         loaded = source.load(model, device, dtype)
         found = load_set(saes, loaded, layers, l0, width, sae_memory)
         answers = source.answers(loaded)
         if tell:
-            _check_labels(answers, folds)
+            _check_tellable(answers, folds)
         result = track(loaded, found, answers, plan, prepend_bos=prepend_bos)
         result.record.update(task=source.name, command=ctx.obj)
         if task is not None:
@@ -208,10 +188,18 @@ def tracks_command(
             console.print(f"Saved {told}", highlight=False, markup=False)
 
 
-def _check_labels(answers: list[Labelled], folds: int) -> None:
+def _check_tellable(answers: list[Labelled], folds: int) -> None:
+    """Before long work: both classes in enough groups, and the output's numbers to compare with."""
     from circuits.labelled import ERROR, check_labels
+    from circuits.predict.surface import surface_groups
 
     check_labels(answers, ERROR, folds)
+    if "output" not in surface_groups(answers):
+        raise CircuitsError(
+            "the answers have no probability or entropy of the output among their surface numbers, "
+            "which the metrics are compared with: give them (--surface names keys of --data), or "
+            "--no-tell."
+        )
 
 
 def _bank(name: str | None, saes: str) -> Any:

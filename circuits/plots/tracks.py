@@ -302,7 +302,7 @@ def _width(share: float, widest: float) -> float:
 def _curve(one: Any, two: Any) -> tuple[list[float], list[float]]:
     """A straight line in a lane, a bent one between lanes."""
     if one["y"] == two["y"]:
-        return [one["x"], two["x"]], [one["y"], two["y"]]
+        return [float(one["x"]), float(two["x"])], [float(one["y"]), float(two["y"])]
     t = np.linspace(0, 1, 13)
     smooth = 3 * t**2 - 2 * t**3
     x = one["x"] + t * (two["x"] - one["x"])

@@ -22,6 +22,7 @@ NOUNS = {
     "circuit": "circuit",
     "predict": "prediction of errors",
     "tracks": "tracks through the layers",
+    "tells": "right and wrong answers by their tracks",
     "features": "feature bank",
 }
 

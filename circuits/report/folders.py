@@ -30,10 +30,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     ),
     "predict": ("targets", "records", "groups", "folds", "features", "sign_convention"),
     "tracks": ("answers", "saes", "plan", "null", "layers", "causal", "metrics", "constant"),
+    "tells": ("headline", "verdict", "answers", "groups", "metrics", "sign_convention"),
     "features": ("saes", "corpus", "tokens", "positions"),
 }
 # Of no pairs, and so of no subject.
-ALONE = ("predict", "tracks", "features")
+ALONE = ("predict", "tracks", "tells", "features")
 # Shown by a page of their own, which stands in their folder.
 _OWN_PAGES = ("replay", "pathways", "words")
 _ALWAYS = ("model", "model_sha256", "versions")
@@ -94,6 +95,8 @@ class Run:
             return [self.result.headline(target) for target in refused]
         if self.method == "tracks":
             return self.result.warnings()
+        if self.method == "tells":
+            return [self.result.headline()] * (self.result.verdict() == "refused")
         if self.method == "features":
             return []
         if self.method == "saes":  # its record does not say whether it was forced
@@ -224,6 +227,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
     from circuits.predict import PredictResult
     from circuits.saes import Fidelity
     from circuits.tracks import Tracks
+    from circuits.tracks.tells import Tells
 
     classes: dict[str, Any] = {
         "patch": PatchResult,
@@ -234,6 +238,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Run:
         "features": FeatureBank,
         "predict": PredictResult,
         "tracks": Tracks,
+        "tells": Tells,
     }
     time = datetime.fromtimestamp((folder / RUN_JSON).stat().st_mtime, UTC)
     method = record["method"]

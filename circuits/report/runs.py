@@ -37,6 +37,7 @@ from circuits.report.predict import predict_sections, predict_summary
 from circuits.report.style import STYLE
 from circuits.report.summary import summary, warnings
 from circuits.report.tables import Html, bullets, escaped, link, paragraph
+from circuits.report.tells import tells_sections
 from circuits.runs import read_record
 
 __all__ = ["Found", "ReportError", "Run", "find_runs", "report"]
@@ -49,6 +50,7 @@ _TITLES = {
     "circuit": "The circuit",
     "predict": "Predicting errors",
     "tracks": "Tracks through the layers",
+    "tells": "Right and wrong answers by their tracks",
     "features": "Feature banks",
 }
 # Nothing may be fetched, whatever stands in a prompt or a name.
@@ -164,8 +166,8 @@ def _add_summary(
         if run.method == "predict":
             text = predict_summary(run)
             body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
-        if run.method == "tracks":
-            text = f"Tracks: {run.result.headline()}"
+        if run.method in ("tracks", "tells"):
+            text = f"{_TITLES[run.method]}: {run.result.headline()}"
             body.add(paragraph(Html(f"{escaped(text)} {link('More', anchors[run])}")))
         if run.method == "features":
             text = f"A feature bank of {run.record['model']}: {len(run.record['saes'])} SAEs."
@@ -212,6 +214,7 @@ def _what(run: Run) -> str:
 _OF_ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "predict": lambda record: f"{record['records']} records in {record['groups']} groups",
     "tracks": lambda record: f"{record['answers']['count']} answers",
+    "tells": lambda record: f"{record['answers']} answers in {record['groups']} groups",
 }
 
 
@@ -233,6 +236,7 @@ def _sections(run: Run, banks: Sequence[FeatureBank]) -> Sections:
         "direct": direct_sections,
         "features": bank_sections,
         "predict": predict_sections,
+        "tells": tells_sections,
     }
     return makers[run.method](run)
 

@@ -7,10 +7,13 @@ stands, at its own token. The share lost is the sum of what is lost over the sum
 each group of answers counting alike, with a 95% interval over groups (circuits.replay.paired).
 
 Control: a change of the same size, |a| |d|, along the decoder row of another latent that is active
-at the token and has no kept link to the later one.
+at the token and has no kept link to the later one. A link where there is none such does not count.
 
 Confirmed: the lower end of the share lost is above `lost`, and the lower end of what is lost more
-than by the control is above 0.
+than by the control is above 0. What is confirmed is that the later latent stands on the earlier
+one's write. Whether layers between have computed it, or the stream has merely carried the write to
+a latent that reads in the same direction, ablation does not tell; the closer the sites and the
+larger the cosine, the more it is the stream.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Similar:
     known: latents that occur at each site, ascending. cosine: by (site, later site).
     """
 
-    known: tuple[Int[np.ndarray, " latent"], ...]
-    cosine: dict[tuple[int, int], Float[np.ndarray, "latent other"]]
+    known: tuple[Int[np.ndarray, " _"], ...]
+    cosine: dict[tuple[int, int], Float[np.ndarray, "_ _"]]
 
     @classmethod
     def of(cls, nodes: Nodes, saes: SaeSet) -> Similar:

@@ -2,7 +2,8 @@
 
 At a token, w is a node's share of the strengths of the nodes of its site, and m a track's share of
 all: the sum of w over the track's nodes there, divided by the number of sites; the m of a token
-sum to 1. Each metric is computed at every token of the answer and averaged over them.
+sum to 1. Each metric is computed at every token of the answer that has a node and averaged over
+them.
 """
 
 from __future__ import annotations
@@ -117,10 +118,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric_table(nodes: Nodes, made: Chains, ids: list[str]) -> pd.DataFrame:
-    """`answer` and one column a metric; constant ones are still there (`varying` looks at them)."""
-    tokens = tokens_of(nodes, made)
+    """`answer` and one column a metric, those that are constant among them. Every answer must have
+    a node."""
+    some = np.asarray(nodes.present.any((0, 2)))
+    every = tokens_of(nodes, made)
+    tokens = [every[c] for c in np.flatnonzero(some)]
     table = pd.DataFrame({n: [m.function(t) for t in tokens] for n, m in METRICS.items()})
-    means: Any = table.groupby(nodes.answer, sort=True).mean()
+    means: Any = table.groupby(nodes.answer[some], sort=True).mean()
     means.insert(0, "answer", ids)
     return means.reset_index(drop=True)
 

@@ -104,7 +104,9 @@ def _confirmed(tracks: Tracks, bank: FeatureBank | None) -> Html:
         f"{causal['tested']} of {causal['able']} pairs that could be tested, of {causal['kept']} "
         "kept, drawn at random among those linked in one half of the groups of answers and tested "
         f"in the other. Confirmed: more than {plan['lost']:.0%} is lost, and more than by a change "
-        "of the same size along another active latent, both with 95% intervals over groups. "
+        "of the same size along another active latent, both with 95% intervals over groups: the "
+        "later latent stands on the earlier one's write. Whether layers between computed with it "
+        "or the stream merely carried it, ablation does not tell. "
         f"Confirmed share: {causal['share']:.0%} [{causal['share_low']:.0%}, "
         f"{causal['share_high']:.0%}] (Wilson)."
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuits.labelled import Labelled, check_ids
+from circuits.labelled import Labelled, check_ids, named
 from circuits.models.hooked import HookedModel
 from circuits.prompts import resolve_bos
 from circuits.runs import versions
@@ -56,6 +56,7 @@ def track(
     texts = texts_of(model, answers, plan.positions, bos)
     Exchange([len(t.cells) for t in texts], answers, plan.within)  # raises early
     nodes = read_nodes(model, saes, sites, texts, plan, progress=progress)
+    _check_present(nodes, answers)
     similar = Similar.of(nodes, saes)
     links = Linker(nodes, similar, plan).links()
     read = time.monotonic()
@@ -104,6 +105,16 @@ def track(
         pd.DataFrame(_answers(answers)),
         record,
     )
+
+
+def _check_present(nodes: Nodes, answers: Sequence[Labelled]) -> None:
+    there = np.bincount(nodes.answer, weights=nodes.present.any((0, 2)), minlength=len(answers))
+    bare = [a.id for a, count in zip(answers, there, strict=True) if not count]
+    if bare:
+        raise TrackError(
+            f"{named(bare)}: no latent is active at any of the tokens that are followed. Leave "
+            "them out, take other positions, or raise --densest."
+        )
 
 
 def _told(answers: Sequence[Labelled]) -> dict[str, Any]:
