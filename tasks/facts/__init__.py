@@ -11,7 +11,8 @@ right / wrong / not to be read
     city    151 / 228 /  0     symbol     56 /  17 / 43     multiplication  25 /  90 /  3
                                element    14 /  56 / 46
 
-which leaves 760 answers with as many right as wrong ones for every type and third of commonness.
+which leaves 658 answers with as many right as wrong ones for every type, third of commonness and
+phrasing.
 """
 
 from tasks.facts.task import Facts

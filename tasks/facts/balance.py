@@ -1,4 +1,9 @@
-"""Right and wrong answers in equal numbers, for every kind and commonness; records of them."""
+"""Right and wrong answers in equal numbers, for every kind, commonness and phrasing; their records.
+
+Phrasings differ in how often they are answered right, so that without them in the strata a right
+answer could be told by its wording: the leak audit of `circuits.predict` found that (prompts that
+differ in one word agreed in their labels).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ from tasks.facts.facts import KINDS
 from tasks.facts.words import folded
 
 BINS = 3  # of commonness: thirds of the facts of a kind that were asked
-Stratum = tuple[str, int]
+Stratum = tuple[str, int, int]  # kind, commonness bin, phrasing
 
 
 def bins(answers: Sequence[Answer]) -> list[int]:
@@ -42,8 +47,8 @@ def _sorted(answers: Sequence[Answer], kind: str) -> np.ndarray:
 
 
 def balanced(answers: Sequence[Answer], n: int | None = None, seed: int = 0) -> list[int]:
-    """Numbers of answers such that every stratum, kind by commonness bin, has as many right as
-    wrong ones; `n` together, or as many as there are.
+    """Numbers of answers such that every stratum, kind by commonness bin by phrasing, has as many
+    right as wrong ones; `n` together, or as many as there are.
 
     Answers that could not be read are never taken. Where there are more than `n`, the largest
     strata give way first. Raises `TaskError` for an odd `n`, and where there are fewer.
@@ -53,7 +58,8 @@ def balanced(answers: Sequence[Answer], n: int | None = None, seed: int = 0) -> 
     strata: dict[Stratum, tuple[list[int], list[int]]] = {}
     for i, (one, common) in enumerate(zip(answers, bins(answers), strict=True)):
         if one.reading.valid:
-            sides = strata.setdefault((one.question.fact.kind, common), ([], []))
+            key = (one.question.fact.kind, common, one.question.phrasing)
+            sides = strata.setdefault(key, ([], []))
             sides[one.correct].append(i)
     room = {key: min(map(len, sides)) for key, sides in sorted(strata.items())}
     total = sum(room.values())

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from circuits.prompts import resolve_bos
 from circuits.task import TaskError
 from tasks.facts.facts import ARITHMETIC, Fact
 
-Form = Literal["statement", "examples", "chat"]
-FORMS: tuple[Form, ...] = get_args(Form)
+FORMS = ("statement", "examples", "chat")
 
 # The answer follows what stands here after a space.
 STATEMENTS: Mapping[str, tuple[str, ...]] = {
@@ -104,7 +103,7 @@ class Question:
     fact: Fact
     prompt: str
     asked: str
-    form: Form
+    form: str
     phrasing: int
 
     @property
@@ -113,12 +112,12 @@ class Question:
         return f"{self.fact.id}#{self.phrasing}"
 
 
-def best_form(tokenizer: Any) -> Form:
+def best_form(tokenizer: Any) -> str:
     """chat where the tokenizer has a template, else examples."""
     return "chat" if getattr(tokenizer, "chat_template", None) else "examples"
 
 
-def ask(fact: Fact, form: Form, phrasing: int, tokenizer: Any) -> Question:
+def ask(fact: Fact, form: str, phrasing: int, tokenizer: Any) -> Question:
     """Raises `TaskError` for a form that does not exist, and chat without a template."""
     if form not in FORMS:
         raise TaskError(f"form {form!r}: expected one of {', '.join(FORMS)}.")

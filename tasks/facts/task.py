@@ -114,7 +114,7 @@ class Facts:
         pool: int | None = None,
         truthful: str = "",
     ) -> list[Labelled]:
-        """`n` records, as many right as wrong, in every kind and third of commonness.
+        """`n` records, as many right as wrong for every kind, third of commonness and phrasing.
 
         Groups are the entity that is asked for or about (for sums the result). pool: questions a
         kind to choose them from, four a record wanted if None. form: statement by default, the

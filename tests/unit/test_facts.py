@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_every_phrasing_asks_for_its_subject_and_forms_are_checked() -> None:
     with pytest.raises(TaskError, match="no chat template"):
         ask(fact, "chat", 0, tiny.tokenizer())
     with pytest.raises(TaskError, match="expected one of statement, examples, chat"):
-        ask(fact, "haiku", 0, None)  # type: ignore[arg-type]
+        ask(fact, "haiku", 0, None)
     assert is_example(found("capital", "France")) and not is_example(fact)
 
 
@@ -166,6 +167,24 @@ def test_balance_holds_in_every_kind_and_third_of_commonness() -> None:
     shown = table(answers, chosen).set_index("kind")
     assert shown.loc["capital", ["asked", "right", "wrong", "not read"]].tolist() == [18, 7, 9, 2]
     assert shown.loc["all", "chosen right"] == shown.loc["all", "chosen wrong"] == 14
+
+
+def test_phrasings_are_balanced_too() -> None:
+    """The first phrasing is answered right, the second wrong: nothing is left to be told by it."""
+    right, wrong = answers_of("capital", "rrrr"), answers_of("capital", "wwww", start=4)
+    with pytest.raises(TaskError, match="0 balanced answers"):
+        balanced([*right, *(_rephrased(one) for one in wrong)])
+    mixed = [*right, *wrong, *(_rephrased(one) for one in answers_of("capital", "rw" * 4, 8))]
+    where = bins(mixed)
+    sides = Counter(
+        (mixed[i].question.phrasing, where[i], mixed[i].correct) for i in balanced(mixed)
+    )
+    assert {which for which, _, _ in sides} == {0, 1}
+    assert all(sides[which, b, True] == sides[which, b, False] for which, b, _ in sides)
+
+
+def _rephrased(one: Answer) -> Answer:
+    return replace(one, question=ask(one.question.fact, "statement", 1, None))
 
 
 def test_fewer_are_taken_from_the_largest_strata_first() -> None:
@@ -200,16 +219,17 @@ def test_records_know_what_can_be_known_from_outside() -> None:
 
 
 def test_pairs_line_up_and_no_fact_stands_in_two() -> None:
-    model = tiny.bridge("llama")
-    model.tokenizer = tiny.byte_tokenizer()
-    task = load_task("facts")
-    for contrast in ("capital", "symbol"):
-        pairs = task.pairs(model, contrast=contrast, n=6)  # type: ignore[attr-defined]
-        assert len({*pairs.clean_tokens, *pairs.corrupted_tokens}) == 12
-        for i, where in enumerate(pairs.positions):
-            clean, corrupted = pairs.clean_strings[i], pairs.corrupted_strings[i]
-            differ = [k for k, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
-            assert max(differ) <= where["subject"] < where["END"] == len(clean) - 1
+    model, task = tiny.bridge("llama"), load_task("facts")
+    known = "Peru Lima Germany Berlin Italy Rome Egypt Cairo Kenya Nairobi Iran Tehran".split()
+    model.tokenizer = tiny.tokenizer(*known, "capital", "The", "of", "is")
+    pairs = task.pairs(model, n=3)  # type: ignore[attr-defined]
+    assert len({*pairs.clean_tokens, *pairs.corrupted_tokens}) >= 4
+    named = [text for both in (pairs.answer_texts, pairs.foil_texts) for text in both]
+    assert len(set(named)) == 6
+    for i, where in enumerate(pairs.positions):
+        both = zip(pairs.clean_strings[i], pairs.corrupted_strings[i], strict=True)
+        assert [k for k, (a, b) in enumerate(both) if a != b] == [where["subject"]] == [3]
+        assert where["END"] == 4
     with pytest.raises(TaskError, match="ask for fewer"):
         task.pairs(model, contrast="continent", n=500)  # type: ignore[attr-defined]
 
