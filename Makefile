@@ -32,6 +32,7 @@ benchmarks: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.thoughts
 	$(BIN)/python -m benchmarks.predict_null
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.tracks
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'

@@ -198,39 +198,22 @@ def exchange_p(
     groups change sides, as ranks within their fold, for both have scales of their own; distances
     from no gain are multiplied by `widening`, as in `permutation_p`.
     """
-    one = np.ones((1, len(truth.classes)), dtype=np.float32)
-    value = float(auc(truth, ours, one)[0] - auc(truth, other, one)[0])
-    ranks = [_fold_ranks(truth, proba) for proba in (ours, other)]
     rng = np.random.default_rng(seed)
-    null = np.empty(count)
-    for i in range(count):
-        swap = (rng.random(int(truth.groups.max()) + 1) < 0.5)[truth.groups][:, None]
-        first, second = np.where(swap, ranks[1], ranks[0]), np.where(swap, ranks[0], ranks[1])
-        null[i] = _rank_auc(truth, first) - _rank_auc(truth, second)
-    return permutation_p(value, null, truth.widening, centre=0.0)
-
-
-def _fold_ranks(truth: Truth, proba: Proba) -> Proba:
-    found = np.empty_like(proba)
-    for fold in np.unique(truth.folds):
-        here = truth.folds == fold
-        found[here] = rankdata(proba[here], axis=0)
-    return found
-
-
-def _rank_auc(truth: Truth, proba: Proba) -> float:
-    """`auc` of all records once, by ranks."""
-    found = []
+    swap = rng.random((count, int(truth.groups.max()) + 1)) < 0.5
+    swap = np.concatenate([np.zeros((1, swap.shape[1]), dtype=bool), swap])[:, truth.groups]
+    gains = np.zeros(count + 1)  # the first is the one that is seen
     for which in truth.scored:
-        above, pairs = 0.0, 0.0
+        above, pairs = np.zeros(count + 1), 0.0
         for fold in np.unique(truth.folds):
             here = truth.folds == fold
+            a, b = rankdata(ours[here, which]), rankdata(other[here, which])
             positive = truth.classes[here] == which
-            n, m = positive.sum(), (~positive).sum()
-            above += rankdata(proba[here, which])[positive].sum() - n * (n + 1) / 2
-            pairs += n * m
-        found.append(above / pairs)
-    return float(np.mean(found))
+            first = rankdata(np.where(swap[:, here], b, a), axis=1)[:, positive]
+            second = rankdata(np.where(swap[:, here], a, b), axis=1)[:, positive]
+            above += first.sum(1) - second.sum(1)
+            pairs += positive.sum() * (~positive).sum()
+        gains += above / pairs / len(truth.scored)
+    return permutation_p(float(gains[0]), gains[1:], truth.widening, centre=0.0)
 
 
 def calibration(
